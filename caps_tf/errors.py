@@ -1,0 +1,48 @@
+"""What a user did wrong, told in one line.
+
+Everything a user can mend (a missing file, an impossible flag, a damaged record) is raised as `UserError`;
+scripts turn it into one line on stderr and a non-zero exit. Any other exception is a defect of ours and keeps
+its traceback.
+"""
+
+import sys
+from collections.abc import Callable
+
+from absl import app
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line that names the culprit and says what to do next.
+
+    Example:
+        >>> raise UserError("data/smallNORB holds no .mat files: run ./data/download.sh")
+        Traceback (most recent call last):
+        ...
+        caps_tf.errors.UserError: data/smallNORB holds no .mat files: run ./data/download.sh
+    """
+
+
+def run_script(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a script's `main(argv)` under absl, with one line instead of a traceback for a `UserError`.
+
+    Args:
+        main: gets argv after flag parsing; returns the exit code (None means 0).
+
+    Raises:
+        SystemExit: always; code 1 after a `UserError`, 130 after Ctrl-C.
+    """
+
+    def guarded(argv: list[str]) -> int | None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}: flags look like --name=value; see --help")
+            return main(argv)
+        except UserError as error:
+            one_line = " ".join(str(error).split())
+            print(f"error: {one_line}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr)
+            return 130
+
+    app.run(guarded)

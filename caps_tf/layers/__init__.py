@@ -1,0 +1,6 @@
+"""Capsule layers for Keras: they own weights, shapes and config, and call `caps_tf.routing`."""
+
+from caps_tf.layers.em_capsules import EMClassCapsules, EMConvCapsules
+from caps_tf.layers.primary_capsules import PrimaryCapsules
+
+__all__ = ["EMClassCapsules", "EMConvCapsules", "PrimaryCapsules"]

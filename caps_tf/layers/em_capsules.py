@@ -1,0 +1,241 @@
+"""Matrix capsules that are routed by expectation maximisation: convolutional and class capsules."""
+
+import keras
+from keras import ops
+
+from caps_tf.routing.em import Parents, em_routing
+from caps_tf.routing.neighbourhood import Neighbourhood
+from caps_tf.routing.votes import convolutional_votes, coordinate_offsets, shared_votes
+
+
+class EMCapsules(keras.layers.Layer):
+    """What convolutional and class capsules share: the weights, and EM routing in at least single precision.
+
+    Args:
+        capsules: number of parent types.
+        iterations: number of routing iterations, at least 1.
+        final_lambda: inverse temperature that the iterations approach.
+        epsilon: keeps the divisions and logarithms of the routing finite.
+        kernel_initializer: of the weights W; truncated normal (0, 1) as in the published code.
+        beta_a_initializer: of the cost of an inactive parent.
+        beta_u_initializer: of the cost of a vote element.
+        kernel_regularizer: regularizer of the weights W.
+        **kwargs: `keras.layers.Layer` arguments.
+
+    Raises:
+        ValueError: if `capsules` or `iterations` is less than 1.
+    """
+
+    def __init__(
+        self,
+        capsules: int,
+        iterations: int = 2,
+        final_lambda: float = 0.01,
+        epsilon: float = 1e-9,
+        kernel_initializer: keras.initializers.Initializer | str | None = None,
+        beta_a_initializer: keras.initializers.Initializer | str | None = None,
+        beta_u_initializer: keras.initializers.Initializer | str = "glorot_uniform",
+        kernel_regularizer: keras.regularizers.Regularizer | str | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if capsules < 1 or iterations < 1:
+            raise ValueError(f"capsules and iterations must be at least 1, not {capsules} and {iterations}")
+        self.capsules = capsules
+        self.iterations = iterations
+        self.final_lambda = final_lambda
+        self.epsilon = epsilon
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or keras.initializers.TruncatedNormal(0.0, 1.0)
+        )
+        self.beta_a_initializer = keras.initializers.get(
+            beta_a_initializer or keras.initializers.TruncatedNormal(-1000.0, 500.0)
+        )
+        self.beta_u_initializer = keras.initializers.get(beta_u_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+
+    def _add_weights(self, kernel_shape: tuple[int, ...]) -> None:
+        self.kernel = self.add_weight(
+            shape=kernel_shape, initializer=self.kernel_initializer, regularizer=self.kernel_regularizer, name="kernel"
+        )
+        # A trailing axis of 1 makes Glorot's fan-in and fan-out the published ones, parent types and 1.
+        self.beta_a = self.add_weight(shape=(self.capsules, 1), initializer=self.beta_a_initializer, name="beta_a")
+        self.beta_u = self.add_weight(shape=(self.capsules, 1), initializer=self.beta_u_initializer, name="beta_u")
+
+    def _route(self, votes, activations, neighbourhood: Neighbourhood) -> Parents:
+        # Variances of half-precision votes underflow, so the routing itself is never in less than float32.
+        precision = keras.backend.result_type(self.compute_dtype, "float32")
+        parents = em_routing(
+            ops.cast(votes, precision),
+            ops.cast(activations, precision),
+            beta_u=ops.cast(self.beta_u, precision)[:, 0],
+            beta_a=ops.cast(self.beta_a, precision)[:, 0],
+            neighbourhood=neighbourhood,
+            iterations=self.iterations,
+            final_lambda=self.final_lambda,
+            epsilon=self.epsilon,
+        )
+        return Parents(*(ops.cast(value, self.compute_dtype) for value in parents))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "capsules": self.capsules,
+            "iterations": self.iterations,
+            "final_lambda": self.final_lambda,
+            "epsilon": self.epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "beta_a_initializer": keras.initializers.serialize(self.beta_a_initializer),
+            "beta_u_initializer": keras.initializers.serialize(self.beta_u_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="caps_tf")
+class EMConvCapsules(EMCapsules):
+    """Convolutional matrix capsules with EM routing.
+
+    Each parent position sees a kernel of child positions; a weight for each kernel position, child type and parent
+    type turns child poses into votes. Parents at different positions compete for a child that both see.
+
+    Args:
+        capsules: number of parent types.
+        kernel_size: side of the receptive field in child positions, or (rows, columns).
+        strides: child positions between neighbouring receptive fields, or (rows, columns).
+        **kwargs: arguments of `EMCapsules` and `keras.layers.Layer`.
+
+    Call arguments:
+        children: poses [b, h, w, i, x, y] and activations [b, h, w, i].
+
+    Returns:
+        poses [b, p, q, j, x, y] and activations [b, p, q, j] in the compute dtype; j = `capsules`,
+        p = (h - kernel) // stride + 1 and q alike.
+
+    Raises:
+        ValueError: if the kernel is larger than the grid of children, or poses are not square matrices.
+
+    Example:
+        >>> children = np.ones((2, 14, 14, 8, 4, 4), "float32"), np.ones((2, 14, 14, 8), "float32")
+        >>> poses, activations = EMConvCapsules(16, kernel_size=3, strides=2)(children)
+        >>> tuple(poses.shape), tuple(activations.shape)
+        ((2, 6, 6, 16, 4, 4), (2, 6, 6, 16))
+
+    References:
+        Hinton, Sabour, Frosst, "Matrix capsules with EM routing", ICLR 2018.
+        Gritzman, "Avoiding Implementation Pitfalls of Matrix Capsules with EM Routing by Hinton et al.", 2019.
+    """
+
+    def __init__(
+        self,
+        capsules: int,
+        kernel_size: int | tuple[int, int] = 3,
+        strides: int | tuple[int, int] = 1,
+        **kwargs,
+    ):
+        super().__init__(capsules, **kwargs)
+        self.kernel_size = _rows_and_columns(kernel_size)
+        self.strides = _rows_and_columns(strides)
+
+    def build(self, input_shape):
+        poses_shape = _check_children(input_shape)
+        child_types, pose_size = poses_shape[3], poses_shape[5]
+        kernel_positions = self.kernel_size[0] * self.kernel_size[1]
+        self._add_weights((kernel_positions, child_types, self.capsules, pose_size, pose_size))
+
+    def call(self, children):
+        poses, activations = children
+        neighbourhood = self._neighbourhood(poses.shape)
+        votes = convolutional_votes(neighbourhood.gather(poses), self.kernel)
+        parents = self._route(votes, neighbourhood.gather(activations), neighbourhood)
+        shape = ops.shape(parents.activations)
+        return ops.reshape(parents.poses, (*shape, *poses.shape[-2:])), parents.activations
+
+    def compute_output_shape(self, input_shape):
+        poses_shape = _check_children(input_shape)
+        activations = (poses_shape[0], *self._neighbourhood(poses_shape).parents, self.capsules)
+        return (*activations, *poses_shape[-2:]), activations
+
+    def _neighbourhood(self, poses_shape) -> Neighbourhood:
+        return Neighbourhood(tuple(poses_shape[1:3]), self.kernel_size, self.strides)
+
+    def get_config(self):
+        return {**super().get_config(), "kernel_size": self.kernel_size, "strides": self.strides}
+
+
+@keras.saving.register_keras_serializable(package="caps_tf")
+class EMClassCapsules(EMCapsules):
+    """One matrix capsule for each class, routed by EM from all children of the image.
+
+    All positions share their weights; with coordinate addition the scaled position of a child is added to its
+    vote, so that where a part stands is not lost.
+
+    Args:
+        capsules: number of classes.
+        coordinate_addition: whether votes carry the position of their child.
+        **kwargs: arguments of `EMCapsules` and `keras.layers.Layer`.
+
+    Call arguments:
+        children: poses [b, h, w, i, x, y] and activations [b, h, w, i].
+
+    Returns:
+        poses [b, j, x, y] and activations [b, j] in the compute dtype, j = `capsules`.
+
+    Raises:
+        ValueError: if poses are not square matrices, or have one row and coordinates are to be added.
+
+    Example:
+        >>> children = np.ones((2, 4, 4, 16, 4, 4), "float32"), np.ones((2, 4, 4, 16), "float32")
+        >>> poses, activations = EMClassCapsules(5)(children)
+        >>> tuple(poses.shape), tuple(activations.shape)
+        ((2, 5, 4, 4), (2, 5))
+
+    References:
+        Hinton, Sabour, Frosst, "Matrix capsules with EM routing", ICLR 2018, section 4.
+    """
+
+    def __init__(self, capsules: int, coordinate_addition: bool = True, **kwargs):
+        super().__init__(capsules, **kwargs)
+        self.coordinate_addition = coordinate_addition
+
+    def build(self, input_shape):
+        poses_shape = _check_children(input_shape)
+        child_types, pose_size = poses_shape[3], poses_shape[5]
+        self._add_weights((child_types, self.capsules, pose_size, pose_size))
+
+    def call(self, children):
+        poses, activations = children
+        neighbourhood = Neighbourhood.whole(tuple(poses.shape[1:3]))
+        votes = shared_votes(neighbourhood.gather(poses), self.kernel)
+        if self.coordinate_addition:
+            offsets = coordinate_offsets(neighbourhood.children, tuple(poses.shape[-2:]))
+            votes = votes + ops.convert_to_tensor(offsets[:, None, :], dtype=votes.dtype)
+        parents = self._route(votes, neighbourhood.gather(activations), neighbourhood)
+        class_poses = ops.reshape(parents.poses, (-1, self.capsules, *poses.shape[-2:]))
+        return class_poses, ops.reshape(parents.activations, (-1, self.capsules))
+
+    def compute_output_shape(self, input_shape):
+        poses_shape = _check_children(input_shape)
+        activations = (poses_shape[0], self.capsules)
+        return (*activations, *poses_shape[-2:]), activations
+
+    def get_config(self):
+        return {**super().get_config(), "coordinate_addition": self.coordinate_addition}
+
+
+def _rows_and_columns(size: int | tuple[int, int]) -> tuple[int, int]:
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return rows, columns
+
+
+def _check_children(input_shape) -> tuple:
+    """Returns the shape of the poses, after checking both shapes of [poses, activations]."""
+    try:
+        poses, activations = (tuple(shape) for shape in input_shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected poses and activations as a pair, not an input of shape {input_shape}") from None
+    if len(poses) != 6 or poses[:4] != activations or poses[4] != poses[5] or None in poses[1:]:
+        raise ValueError(
+            "expected poses [batch, rows, columns, types, n, n] of known size and activations "
+            f"[batch, rows, columns, types], not {poses} and {activations}"
+        )
+    return poses

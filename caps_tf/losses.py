@@ -1,0 +1,118 @@
+"""Spread loss and the schedule of its margin."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="caps_tf")
+class MarginSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Margin of the spread loss over training: low + span sigmoid(min(10, step / steps - 4)).
+
+    The defaults are the published ones (Hinton et al. 2018, section 3, name only its start 0.2 and end 0.9;
+    the published code of Gritzman 2019 has this curve): half way at step 200,000. A shorter run needs smaller
+    `steps`, otherwise the margin never leaves its start.
+
+    Args:
+        low: margin that the schedule starts from (0.2 + 0.79 sigmoid(-4) = 0.214 at step 0).
+        span: how much is added in the end.
+        steps: training steps in one unit of the sigmoid's argument.
+
+    Example:
+        >>> schedule = MarginSchedule(steps=100)
+        >>> [round(float(schedule(step)), 3) for step in (0, 400, 2000)]
+        [0.214, 0.595, 0.99]
+    """
+
+    def __init__(self, low: float = 0.2, span: float = 0.79, steps: float = 50_000.0):
+        if steps <= 0:
+            raise ValueError(f"steps must be positive, not {steps}")
+        self.low = low
+        self.span = span
+        self.steps = steps
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """Margin at a training step, a float32 scalar."""
+        units = ops.cast(step, "float32") / self.steps - 4.0
+        return self.low + self.span * ops.sigmoid(ops.minimum(units, 10.0))
+
+    def get_config(self) -> dict[str, float]:
+        return {"low": self.low, "span": self.span, "steps": self.steps}
+
+
+def spread_loss(labels: Tensor, activations: Tensor, margin: Tensor | float) -> Tensor:
+    """Spread loss of each example: sum over wrong classes of max(0, m - (a_t - a_i))^2.
+
+    Hinton, Sabour, Frosst, "Matrix capsules with EM routing" (ICLR 2018), equation 3.
+
+    Args:
+        labels: int [b], the true classes t.
+        activations: float [b, classes], between 0 and 1.
+        margin: m, how far the true class must be ahead.
+
+    Returns:
+        [b], in the dtype of `activations`.
+
+    Example:
+        >>> import numpy as np
+        >>> spread_loss(np.array([0]), np.array([[0.5, 0.4, 0.1]]), 0.2).numpy().round(4)
+        array([0.01])
+    """
+    is_target = ops.one_hot(labels, activations.shape[-1], dtype=activations.dtype)
+    target = ops.sum(is_target * activations, axis=-1, keepdims=True)
+    shortfall = ops.relu(ops.cast(margin, activations.dtype) - (target - activations))
+    return ops.sum((1.0 - is_target) * ops.square(shortfall), axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="caps_tf")
+class SpreadLoss(keras.losses.Loss):
+    """Spread loss as a Keras loss, for `model.compile`.
+
+    Args:
+        margin: m. Between steps a callback may assign another value to the `margin` variable; see
+            `MarginScheduler`.
+        **kwargs: `keras.losses.Loss` arguments.
+
+    Example:
+        >>> import numpy as np
+        >>> round(float(SpreadLoss(margin=0.2)(np.array([0]), np.array([[0.5, 0.4, 0.1]]))), 4)
+        0.01
+    """
+
+    def __init__(self, margin: float = 0.2, name: str = "spread_loss", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.margin = keras.Variable(margin, trainable=False, dtype="float32", name="margin")
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        return spread_loss(labels, y_pred, self.margin)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "margin": float(ops.convert_to_numpy(self.margin))}
+
+
+class MarginScheduler(keras.callbacks.Callback):
+    """Moves the margin of a compiled `SpreadLoss` along a schedule, one step a batch.
+
+    On Keras's JAX backend a compiled step keeps the margin that it was traced with: there, pass
+    `run_eagerly=True` to `model.compile`, or a fixed margin.
+
+    Args:
+        loss: the loss given to `model.compile`.
+        schedule: a `MarginSchedule`.
+
+    Example:
+        >>> loss = SpreadLoss()
+        >>> callback = MarginScheduler(loss, MarginSchedule(steps=100))   # model.fit(..., callbacks=[callback])
+    """
+
+    def __init__(self, loss: SpreadLoss, schedule: MarginSchedule):
+        super().__init__()
+        self.loss = loss
+        self.schedule = schedule
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.loss.margin.assign(self.schedule(self.model.optimizer.iterations))

@@ -1,0 +1,198 @@
+"""EM routing between matrix capsules, as pure functions of votes and activations.
+
+Source: Hinton, Sabour, Frosst, "Matrix capsules with EM routing" (ICLR 2018), procedure 1, with the three
+repairs of Gritzman, "Avoiding Implementation Pitfalls of Matrix Capsules with EM Routing by Hinton et al."
+(2019): parents at different positions compete for a child (section 3.2), a parent with a single child stays
+finite (section 3.3), and the amount of data that a parent receives is normalised (section 3.4).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from caps_tf.routing.neighbourhood import Neighbourhood
+
+Tensor = Any
+
+VARIANCE_FLOOR = 1e-9
+"""Added to each variance, in squared units of the votes: a parent with a single child has variance zero."""
+
+
+class Parents(NamedTuple):
+    """Parent capsules as EM routing leaves them.
+
+    Attributes:
+        poses: [b, p, q, j, d], the mean of each parent's Gaussian.
+        activations: [b, p, q, j], between 0 and 1.
+        routing_weights: [b, p, q, j, k, i], how much of each child each parent got in the last M-step.
+    """
+
+    poses: Tensor
+    activations: Tensor
+    routing_weights: Tensor
+
+
+def inverse_temperature(iteration: int, final_lambda: float) -> float:
+    """Inverse temperature of a routing iteration, final_lambda (1 - 0.95^(t+1)) for t = 0, 1, ...
+
+    Hinton et al. raise it along a schedule that they do not state; these are the published code's values.
+
+    Example:
+        >>> round(inverse_temperature(0, final_lambda=0.01), 6)
+        0.0005
+    """
+    return final_lambda * (1.0 - 0.95 ** (iteration + 1))
+
+
+def initial_routing_weights(neighbourhood: Neighbourhood, parent_types: int) -> np.ndarray:
+    """Equal shares: 1 / (n J) for a child seen from n parent positions with J parent types each.
+
+    Args:
+        neighbourhood: the receptive fields.
+        parent_types: J.
+
+    Returns:
+        float64 array [1, p, q, 1, k, 1], the same for each image, child type and parent type.
+
+    Example:
+        >>> float(initial_routing_weights(Neighbourhood.whole((4, 4)), parent_types=5).sum())   # 16 children / 5
+        3.2
+    """
+    counts = neighbourhood.parents_per_child()
+    (p, q), (rows, columns), strides = neighbourhood.parents, neighbourhood.kernel, neighbourhood.strides
+    row = np.arange(p)[:, None] * strides[0] + np.arange(rows)[None, :]
+    column = np.arange(q)[:, None] * strides[1] + np.arange(columns)[None, :]
+    seen = counts[row[:, None, :, None], column[None, :, None, :]].reshape(1, p, q, 1, rows * columns, 1)
+    return 1.0 / (seen * parent_types)
+
+
+def m_step(
+    weights: Tensor, votes: Tensor, beta_u: Tensor, beta_a: Tensor, inverse_temperature: float, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fits each parent's Gaussian to the votes it got, and activates parents that describe theirs cheaply.
+
+    Procedure 1, M-step: with R' = `weights` and S = sum_i R',
+    mu = sum_i R' V / (S + epsilon), variance = sum_i R' (V - mu)^2 / (S + epsilon) + 1e-9,
+    cost = sum_d (beta_u + 1/2 ln variance) S 100 J / K, activation = sigmoid(lambda (beta_a - cost)).
+
+    The factor 100 J / K is Gritzman's third repair: a child shares itself among J parent types and a receptive
+    field holds K children, so S grows with K / J, and the cost of a parent with it; scaled, S is about 100 in
+    every layer and the same inverse temperature suits them all.
+
+    Args:
+        weights: routing weights times child activations, [b, p, q, j, k, i].
+        votes: [b, p, q, j, k, i, d].
+        beta_u: cost of describing one vote element, [j].
+        beta_a: cost of leaving a parent inactive, [j].
+        inverse_temperature: lambda of this iteration.
+        epsilon: keeps the division by S finite where no child is active.
+
+    Returns:
+        mu [b, p, q, j, d], variance [b, p, q, j, d] and activations [b, p, q, j].
+    """
+    parent_types, kernel_positions, child_types, pose_size = votes.shape[3:]
+    data = ops.sum(weights, axis=(4, 5))
+    share = weights / (data + epsilon)[..., None, None]
+    mu = ops.einsum("bpqjki,bpqjkid->bpqjd", share, votes)
+    deviation = ops.square(votes - mu[:, :, :, :, None, None])
+    variance = ops.einsum("bpqjki,bpqjkid->bpqjd", share, deviation) + VARIANCE_FLOOR
+    amount = data * (100.0 * parent_types / (kernel_positions * child_types))
+    cost = (pose_size * beta_u + 0.5 * ops.sum(ops.log(variance), axis=-1)) * amount
+    return mu, variance, ops.sigmoid(inverse_temperature * (beta_a - cost))
+
+
+def log_likelihood(votes: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
+    """Log density of each vote under its parent's Gaussian (procedure 1, E-step, line 2).
+
+    ln p = -sum_d (V - mu)^2 / (2 variance) - 1/2 sum_d ln(2 pi variance).
+
+    Args:
+        votes: [b, p, q, j, k, i, d].
+        mu: [b, p, q, j, d].
+        variance: [b, p, q, j, d].
+
+    Returns:
+        [b, p, q, j, k, i].
+    """
+    deviation = ops.square(votes - mu[:, :, :, :, None, None])
+    distance = ops.einsum("bpqjkid,bpqjd->bpqjki", deviation, 0.5 / variance)
+    normaliser = 0.5 * ops.sum(ops.log(2.0 * np.pi * variance), axis=-1)
+    return -distance - normaliser[..., None, None]
+
+
+def softmax_over_parents(logits: Tensor, neighbourhood: Neighbourhood) -> Tensor:
+    """Softmax over all parents that see a child: all types at all positions jointly.
+
+    Gritzman's first repair: a child that lies in several receptive fields shares itself among all of them, so
+    that parents at different positions compete for it. Children are never mixed, and a parent that a child does
+    not feed takes no part.
+
+    Args:
+        logits: [b, p, q, j, k, i].
+        neighbourhood: the receptive fields.
+
+    Returns:
+        [b, p, q, j, k, i]; for each child seen by a parent, the entries that belong to it sum to 1.
+    """
+    # The shift cancels in the quotient, so its gradient is zero by construction.
+    largest = neighbourhood.scatter_max(ops.stop_gradient(ops.max(logits, axis=3)))
+    odds = ops.exp(logits - ops.stop_gradient(neighbourhood.gather(largest))[:, :, :, None])
+    total = neighbourhood.scatter_add(ops.sum(odds, axis=3))
+    return odds / neighbourhood.gather(total)[:, :, :, None]
+
+
+def em_routing(
+    votes: Tensor,
+    activations: Tensor,
+    beta_u: Tensor,
+    beta_a: Tensor,
+    neighbourhood: Neighbourhood,
+    iterations: int = 2,
+    final_lambda: float = 0.01,
+    epsilon: float = 1e-9,
+) -> Parents:
+    """Routes children to parents by expectation maximisation (Hinton et al. 2018, procedure 1).
+
+    An M-step fits each parent to its votes, an E-step hands each child to the parents that explain its vote;
+    `iterations` M-steps with an E-step between two of them. Gradients flow through all iterations.
+
+    Args:
+        votes: what each child predicts for each parent's pose, [b, p, q, j, k, i, d] with p, q parent rows and
+            columns, j parent types, k kernel positions, i child types, d pose elements. Float. Parents come
+            before children so that every contraction over children is a matrix product in this memory order.
+        activations: child activations, [b, p, q, k, i], between 0 and 1.
+        beta_u: [j], cost of describing one vote element.
+        beta_a: [j], cost of leaving a parent inactive.
+        neighbourhood: which child feeds which parent.
+        iterations: number of M-steps, at least 1.
+        final_lambda: inverse temperature that the iterations approach.
+        epsilon: keeps divisions and logarithms finite.
+
+    Returns:
+        `Parents`.
+
+    Raises:
+        ValueError: if `iterations` is less than 1.
+
+    Example:
+        >>> votes = np.random.default_rng(0).normal(size=(2, 1, 1, 5, 16, 3, 16)).astype("float32")
+        >>> children = np.ones((2, 1, 1, 16, 3), "float32")
+        >>> beta = np.zeros(5, "float32")
+        >>> parents = em_routing(votes, children, beta, beta, Neighbourhood.whole((4, 4)))
+        >>> tuple(parents.poses.shape), tuple(parents.activations.shape)
+        ((2, 1, 1, 5, 16), (2, 1, 1, 5))
+    """
+    if iterations < 1:
+        raise ValueError(f"EM routing needs at least 1 iteration, not {iterations}")
+    uniform = ops.convert_to_tensor(initial_routing_weights(neighbourhood, votes.shape[3]), dtype=votes.dtype)
+    routing_weights = ops.broadcast_to(uniform, ops.shape(votes)[:-1])
+    for iteration in range(iterations):
+        weights = routing_weights * activations[:, :, :, None]
+        mu, variance, parent_activations = m_step(
+            weights, votes, beta_u, beta_a, inverse_temperature(iteration, final_lambda), epsilon
+        )
+        if iteration < iterations - 1:
+            logits = log_likelihood(votes, mu, variance) + ops.log(parent_activations + epsilon)[..., None, None]
+            routing_weights = softmax_over_parents(logits, neighbourhood)
+    return Parents(mu, parent_activations, routing_weights)
