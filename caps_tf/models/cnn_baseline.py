@@ -6,7 +6,11 @@ from caps_tf.errors import UserError
 
 
 def cnn_baseline(
-    image_shape: tuple[int, int, int], num_classes: int, dropout: float = 0.5, weight_reg: float = 0.0
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    dropout: float = 0.5,
+    weight_reg: float = 0.0,
+    dtype: str | None = None,
 ) -> keras.Model:
     """Builds two 5x5 convolutions with 2x2 max pooling, a dense layer of 1024 and a softmax.
 
@@ -17,6 +21,7 @@ def cnn_baseline(
         num_classes: number of classes.
         dropout: fraction of the dense layer's units dropped in training.
         weight_reg: L2 penalty on kernels.
+        dtype: dtype policy of the layers; Keras's global policy by default. The result is in float32.
 
     Returns:
         A Keras functional model from images [b, rows, columns, channels] to class probabilities
@@ -27,7 +32,7 @@ def cnn_baseline(
 
     Example:
         >>> cnn_baseline((32, 32, 1), num_classes=5).count_params()
-        4253541
+        4252549
 
     References:
         Hinton, Sabour, Frosst, "Matrix capsules with EM routing", ICLR 2018, section 5.
@@ -47,12 +52,13 @@ def cnn_baseline(
             activation="relu",
             data_format="channels_last",
             kernel_regularizer=regularizer,
+            dtype=dtype,
             name=f"conv{number}",
         )(x)
-        x = keras.layers.MaxPooling2D(2, data_format="channels_last", name=f"pool{number}")(x)
-    x = keras.layers.Flatten(name="flatten")(x)
-    x = keras.layers.Dense(1024, activation="relu", kernel_regularizer=regularizer, name="dense")(x)
-    x = keras.layers.Dropout(dropout, name="dropout")(x)
+        x = keras.layers.MaxPooling2D(2, data_format="channels_last", dtype=dtype, name=f"pool{number}")(x)
+    x = keras.layers.Flatten(dtype=dtype, name="flatten")(x)
+    x = keras.layers.Dense(1024, activation="relu", kernel_regularizer=regularizer, dtype=dtype, name="dense")(x)
+    x = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")(x)
     scores = keras.layers.Dense(
         num_classes, activation="softmax", kernel_regularizer=regularizer, name="scores", dtype="float32"
     )(x)

@@ -17,6 +17,7 @@ def matrix_capsules(
     final_lambda: float = 0.01,
     epsilon: float = 1e-9,
     weight_reg: float = 2e-7,
+    dtype: str | None = None,
 ) -> keras.Model:
     """Builds ReLU Conv1, PrimaryCaps, ConvCaps1, ConvCaps2 and Class Capsules.
 
@@ -33,6 +34,8 @@ def matrix_capsules(
         final_lambda: inverse temperature that the iterations approach.
         epsilon: keeps the routing's divisions and logarithms finite.
         weight_reg: L2 penalty on kernels and capsule weights.
+        dtype: dtype policy of the layers, such as "mixed_bfloat16"; Keras's global policy by default. Routing and
+            the result stay in float32.
 
     Returns:
         A Keras functional model from images [b, rows, columns, channels] to class activations [b, num_classes]
@@ -61,11 +64,14 @@ def matrix_capsules(
         "final_lambda": final_lambda,
         "epsilon": epsilon,
         "kernel_regularizer": regularizer,
+        "dtype": dtype,
     }
     images = keras.Input(image_shape, name="images")
     # Statistics of the whole batch on every replica; other backends have no replicas to agree with.
     synchronized = keras.config.backend() == "tensorflow"
-    x = keras.layers.BatchNormalization(center=False, scale=False, synchronized=synchronized, name="input_norm")(images)
+    x = keras.layers.BatchNormalization(
+        center=False, scale=False, synchronized=synchronized, dtype=dtype, name="input_norm"
+    )(images)
     x = keras.layers.Conv2D(
         A,
         kernel_size=5,
@@ -73,10 +79,11 @@ def matrix_capsules(
         activation="relu",
         data_format="channels_last",
         kernel_regularizer=regularizer,
+        dtype=dtype,
         name="relu_conv1",
     )(x)
-    capsules = PrimaryCapsules(B, kernel_regularizer=regularizer, name="primary_capsules")(x)
+    capsules = PrimaryCapsules(B, kernel_regularizer=regularizer, dtype=dtype, name="primary_capsules")(x)
     capsules = EMConvCapsules(C, kernel_size=3, strides=2, **routing, name="conv_capsules_1")(capsules)
     capsules = EMConvCapsules(D, kernel_size=3, strides=1, **routing, name="conv_capsules_2")(capsules)
-    poses, activations = EMClassCapsules(num_classes, **routing, name="class_capsules", dtype="float32")(capsules)
+    poses, activations = EMClassCapsules(num_classes, **{**routing, "dtype": "float32"}, name="class_capsules")(capsules)
     return keras.Model(images, activations, name="matrix_capsules")

@@ -1,0 +1,174 @@
+"""What a network said about one part of a test set, as NumPy arrays."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from caps_tf.errors import UserError
+
+VIEW_NAMES = ("left", "right")
+
+
+def factor_value(name: str, index: np.ndarray) -> np.ndarray:
+    """Turns a NORB factor's class index into its physical value.
+
+    Args:
+        name: "elevation" and "azimuth" become degrees; every other factor stays an index.
+        index: [...] int.
+
+    Returns:
+        [...] int.
+
+    Example:
+        >>> factor_value("elevation", np.array([0, 8])), factor_value("azimuth", np.array([0, 17]))
+        (array([30, 70]), array([  0, 340]))
+    """
+    if name == "elevation":
+        return 30 + 5 * index
+    if name == "azimuth":
+        return 20 * index
+    return index
+
+
+def factor_label(name: str, index: int) -> str:
+    """Names one value of a factor as a reader knows it: "45" degrees of elevation, the "left" view, lighting "3".
+
+    Example:
+        >>> factor_label("azimuth", 3), factor_label("view", 1), factor_label("lighting", 3)
+        ('60', 'right', '3')
+    """
+    if name == "view" and 0 <= index < len(VIEW_NAMES):
+        return VIEW_NAMES[index]
+    return str(factor_value(name, int(index)))
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The scores of n examples, with what is known about each example.
+
+    Args:
+        scores: [n, classes] float; the highest is the predicted class (the first of equals).
+        label: [n] int, the true classes.
+        loss: mean over the n examples.
+        class_names: a name for every class, in the order of the scores.
+        factors: name -> [n] int. Known names: instance, elevation (index 0-8), azimuth (index 0-17), lighting,
+            view (0 left, 1 right); others are reported under their index.
+        poses: [n, classes, pose size] float, the class capsules' poses, or None for networks without them.
+        ids: [n] str, the record each example comes from; the two views of a stereo pair share it.
+
+    Raises:
+        ValueError: shapes disagree.
+        UserError: scores or loss are not finite, or a label is not one of the classes.
+
+    Example:
+        >>> predictions = Predictions(
+        ...     scores=np.array([[0.9, 0.1], [0.6, 0.4]], np.float32), label=np.array([0, 1]), loss=0.3,
+        ...     class_names=("cat", "dog"))
+        >>> predictions.accuracy
+        0.5
+    """
+
+    scores: np.ndarray
+    label: np.ndarray
+    loss: float
+    class_names: tuple[str, ...]
+    factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    poses: np.ndarray | None = None
+    ids: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2 or self.scores.shape[1] != len(self.class_names):
+            raise ValueError(f"scores {self.scores.shape} should be [n, {len(self.class_names)}], one per class name")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"class names repeat: {self.class_names}")
+        per_example = {"label": self.label, **self.factors}
+        if self.ids is not None:
+            per_example["ids"] = self.ids
+        for name, values in per_example.items():
+            if values.shape != (len(self),):
+                raise ValueError(f"{name} {values.shape} should be [{len(self)}], one per example")
+        if self.poses is not None and (self.poses.ndim != 3 or self.poses.shape[:2] != self.scores.shape):
+            raise ValueError(f"poses {self.poses.shape} should be {self.scores.shape} and a pose size")
+        if len(self) == 0:
+            return
+        damaged = np.count_nonzero(~np.isfinite(self.scores).all(axis=1))
+        if damaged or not np.isfinite(self.loss):
+            raise UserError(
+                f"the network's output is not finite (loss {self.loss}, {damaged} of {len(self)} examples): "
+                "test an earlier checkpoint"
+            )
+        if self.label.min() < 0 or self.label.max() >= len(self.class_names):
+            raise UserError(
+                f"labels run from {self.label.min()} to {self.label.max()}, but the network knows "
+                f"{len(self.class_names)} classes: test it on the data set it was trained on"
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """[n] int, the class of the highest score; the first where several are equal."""
+        return self.scores.argmax(axis=1)
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """[n] bool."""
+        return self.predicted == self.label
+
+    @cached_property
+    def wrong_margin(self) -> np.ndarray:
+        """[n] float: the best wrong class's score minus the true class's; the larger, the worse the mistake."""
+        examples = np.arange(len(self))
+        wrong = self.scores.astype(np.float64)
+        wrong[examples, self.label] = -np.inf
+        return wrong.max(axis=1) - self.scores[examples, self.label]
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of right answers.
+
+        Raises:
+            ValueError: there are no examples.
+        """
+        if len(self) == 0:
+            raise ValueError("no examples, no accuracy")
+        return float(self.correct.mean())
+
+
+def concatenate(parts: Iterable[Predictions]) -> Predictions:
+    """Joins parts of one test set, such as familiar and novel viewpoints, into one.
+
+    Poses, ids and factors which not every part has are left out. The loss is the mean over all examples.
+
+    Raises:
+        ValueError: no parts, or their class names differ.
+
+    Example:
+        >>> part = Predictions(np.eye(2, dtype=np.float32), np.array([0, 1]), 0.5, ("cat", "dog"))
+        >>> len(concatenate([part, part]))
+        4
+    """
+    parts = list(parts)
+    if len({part.class_names for part in parts}) != 1:
+        raise ValueError("only parts with the same class names can be joined")
+
+    def join(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+    total = sum(len(part) for part in parts)
+    return Predictions(
+        scores=join([part.scores for part in parts]),
+        label=join([part.label for part in parts]),
+        loss=sum(part.loss * len(part) for part in parts if len(part)) / max(total, 1),
+        class_names=parts[0].class_names,
+        factors={
+            name: join([part.factors[name] for part in parts])
+            for name in parts[0].factors
+            if all(name in part.factors for part in parts)
+        },
+        poses=join([part.poses for part in parts]),
+        ids=join([part.ids for part in parts]),
+    )

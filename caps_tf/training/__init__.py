@@ -1,0 +1,1 @@
+"""The distributed training loop: parameters, factories, steps, checkpoints and logs."""

@@ -1,0 +1,189 @@
+"""Everything that decides a run, as data: typed, validated, and kept beside the run as params.json."""
+
+import dataclasses
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caps_tf.errors import UserError
+from caps_tf.files import write_atomically
+
+NETWORKS = ("matrix_capsules", "cnn_baseline")
+LOSSES = ("auto", "spread", "cross_entropy")
+VIEWS = ("both", "left", "right", "stereo")
+VIEWPOINTS = ("", "azimuth", "elevation")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+AUGMENTATIONS = ("auto", "norb", "none")
+SWITCH = ("auto", "on", "off")
+
+
+def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"group": group, "help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The parameters of a training run. Each field is a flag of train_val.py; its help text says what it means.
+
+    Raises:
+        UserError: if a value is out of its range.
+
+    Example:
+        >>> RunConfig(batch_size=32).batch_size
+        32
+    """
+
+    dataset: str = _option(
+        "smallNORB",
+        "data",
+        "smallNORB, renderedNORB, a name of TensorFlow Datasets' catalogue (cifar10), a directory that TensorFlow "
+        "Datasets wrote, or an image folder (train/<class>/*.png, test/<class>/*.png)",
+    )
+    storage: str = _option(".", "data", "directory that holds data/ and logs/")
+    data_dir: str = _option("", "data", "where the data set is, instead of <storage>/data/<dataset>")
+    views: str = _option(
+        "both", "data", "NORB cameras: both (each view is an example), left, right, or stereo (two channels)", VIEWS
+    )
+    resize: str = _option("", "data", "pixels to resize images to, N or ROWSxCOLUMNS, 0 for none; default 48 for NORB")
+    image_size: str = _option(
+        "", "data", "pixels of the crop that the network sees, N or ROWSxCOLUMNS, 0 for none; default 32 for NORB"
+    )
+    augment: str = _option(
+        "auto",
+        "data",
+        "training images: norb (random crop, brightness and contrast), none (centre crop); auto: norb for NORB data",
+        AUGMENTATIONS,
+    )
+    val_prop: float = _option(0.1, "data", "share of the training records held out for validation, 0 for none")
+    val_instances: str = _option(
+        "", "data", "validate on these training instances of NORB instead, such as 9 or 8,9 (a harder, more honest test)"
+    )
+    viewpoints: str = _option(
+        "", "data", "novel-viewpoint protocol of Hinton et al. 2018: azimuth or elevation", VIEWPOINTS
+    )
+
+    network: str = _option("matrix_capsules", "network", "architecture", NETWORKS)
+    A: int = _option(64, "network", "channels of ReLU Conv1")
+    B: int = _option(8, "network", "types of primary capsules")
+    C: int = _option(16, "network", "types of the first convolutional capsules")
+    D: int = _option(16, "network", "types of the second convolutional capsules")
+    iter_routing: int = _option(2, "network", "EM routing iterations")
+    final_lambda: float = _option(0.01, "network", "inverse temperature that the routing iterations approach")
+    epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite")
+    weight_reg: float = _option(2e-7, "network", "L2 penalty on kernels and capsule weights")
+    dropout: float = _option(0.5, "network", "share of units dropped in the dense layer of cnn_baseline")
+
+    batch_size: int = _option(64, "optimisation", "examples in a step, over all devices and hosts together")
+    epoch: int = _option(100, "optimisation", "epochs to train")
+    loss: str = _option(
+        "auto", "optimisation", "spread or cross_entropy; auto: spread for capsules, cross_entropy for the CNN", LOSSES
+    )
+    lrn_rate: float = _option(3e-3, "optimisation", "learning rate of Adam at the start")
+    lrn_decay: float = _option(0.96, "optimisation", "factor of the learning rate every lrn_decay_steps")
+    lrn_decay_steps: int = _option(20_000, "optimisation", "steps in which the learning rate falls by lrn_decay")
+    margin_steps: float = _option(
+        50_000.0,
+        "optimisation",
+        "steps in a unit of the spread loss's margin schedule, whose middle is at 4 units; a run shorter than "
+        "200,000 steps needs fewer",
+    )
+    seed: int = _option(0, "optimisation", "of initial weights, data order and augmentation")
+
+    num_gpus: int = _option(1, "devices", "GPUs to train on; without GPUs, logical CPU devices")
+    precision: str = _option("float32", "devices", "dtype policy; routing stays in float32", PRECISIONS)
+    jit_compile: str = _option("auto", "devices", "compile the step with XLA; auto: on for a single device", SWITCH)
+
+    name: str = _option("", "run", "name of the run: logs/<dataset>/<date>_<name>")
+    log_every: int = _option(50, "run", "steps between two lines of the log")
+    checkpoint_every: int = _option(0, "run", "steps between two checkpoints, 0 for one an epoch")
+    keep_checkpoints: int = _option(5, "run", "how many of the newest checkpoints to keep; the best is kept beside them")
+    profile: bool = _option(False, "run", "trace steps 10 to 20 for TensorBoard's profiler")
+
+    def __post_init__(self):
+        for option in dataclasses.fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if type(value) is not option.type:
+                raise UserError(f"{option.name} must be of type {option.type.__name__}, not {value!r}")
+            if choices and value not in choices:
+                raise UserError(f"{option.name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
+        positive = (
+            *("A", "B", "C", "D", "iter_routing", "batch_size", "epoch", "num_gpus", "log_every", "keep_checkpoints"),
+            *("final_lambda", "epsilon", "lrn_rate", "lrn_decay", "lrn_decay_steps", "margin_steps"),
+        )
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("weight_reg", "checkpoint_every", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
+        for name in ("val_prop", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)}")
+        if "/" in self.name:
+            raise UserError(f"name becomes part of a directory's name and cannot hold a slash: {self.name!r}")
+        parse_size(self.resize, "resize")
+        parse_size(self.image_size, "image_size")
+        self.validation_instances()
+
+    def validation_instances(self) -> tuple[int, ...]:
+        """The training instances held out for validation, empty if a share of all records is."""
+        try:
+            return tuple(int(instance) for instance in self.val_instances.split(",") if instance)
+        except ValueError:
+            raise UserError(f"val_instances must be numbers such as 8,9, not {self.val_instances!r}") from None
+
+
+def parse_size(text: str, flag: str) -> tuple[int, int] | None:
+    """Reads a size flag: "32" or "24x32" (rows x columns); None for "" and "0".
+
+    Raises:
+        UserError: for anything else.
+
+    Example:
+        >>> parse_size("24x32", "image_size")
+        (24, 32)
+    """
+    if text in ("", "0"):
+        return None
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match or "0" in match.groups():
+        raise UserError(f"--{flag} must be pixels, such as 32 or 24x32 (rows x columns), not {text!r}")
+    rows, columns = match.groups()
+    return int(rows), int(columns or rows)
+
+
+def save_params(config: RunConfig, path: str | os.PathLike[str]) -> None:
+    """Writes a run's parameters as JSON, atomically."""
+    write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+
+
+def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what `save_params` wrote, and leaves the checking of values to `RunConfig`.
+
+    Returns:
+        Parameters by name, a subset of the fields of `RunConfig`.
+
+    Raises:
+        UserError: if the file cannot be read, is not JSON, or names a parameter that this version does not have.
+    """
+    path = Path(path)
+    try:
+        params = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: give a directory that train_val.py wrote, or a params.json") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}): mend it, or train anew") from None
+    if not isinstance(params, dict):
+        raise UserError(f"{path}: expected an object of parameters, not {type(params).__name__}")
+    fields = {option.name: option for option in dataclasses.fields(RunConfig)}
+    unknown = sorted(set(params) - set(fields))
+    if unknown:
+        raise UserError(f"{path}: this version has no parameter {unknown[0]!r}: use the version that wrote it")
+    # JSON has one kind of number: 1 stands for 1.0.
+    return {
+        name: float(value) if fields[name].type is float and type(value) is int else value
+        for name, value in params.items()
+    }

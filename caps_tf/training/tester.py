@@ -1,0 +1,106 @@
+"""Tests a trained network: from checkpoints and batches to predictions."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from caps_tf.evaluation.predictions import Predictions
+from caps_tf.progress import Progress
+from caps_tf.training.checkpoints import restore
+from caps_tf.training.config import RunConfig
+from caps_tf.training.factories import capsule_outputs, make_loss, make_margin_schedule, make_model
+from caps_tf.training.steps import make_scorer
+
+NOT_FACTORS = ("label", "weight", "id")
+
+
+class TestPart(NamedTuple):
+    """Test examples that are reported together.
+
+    Attributes:
+        batches: dictionaries of "image", "label", "weight", "id" and any factors, such as "azimuth".
+        num_examples: how many there are, padding left out.
+    """
+
+    batches: tf.data.Dataset
+    num_examples: int
+
+
+class Tester:
+    """Restores one checkpoint after another into the network of a run, and has it judge test images.
+
+    Args:
+        config: the run's parameters.
+        image_shape: rows, columns and channels that the network sees.
+        class_names: the classes in the order of their labels.
+        strategy: devices, from `make_strategy`.
+
+    Attributes:
+        step: the training step of the restored checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        image_shape: tuple[int, int, int],
+        class_names: tuple[str, ...],
+        strategy: tf.distribute.Strategy,
+    ):
+        self._class_names = class_names
+        self._margin_schedule = make_margin_schedule(config)
+        with strategy.scope():
+            model = make_model(config, image_shape, len(class_names))
+            self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._checkpoint = tf.train.Checkpoint(model=model, step=self._step)
+        class_poses = [poses for poses, _ in capsule_outputs(model).values()][-1:]
+        self._score = make_scorer(strategy, keras.Model(model.input, [model.output, *class_poses]), make_loss(config))
+
+    @property
+    def step(self) -> int:
+        return int(self._step.numpy())
+
+    def restore(self, path: str) -> None:
+        """Restores a checkpoint.
+
+        Raises:
+            UserError: if it is damaged, or of another architecture.
+        """
+        restore(self._checkpoint, path)
+
+    def predict(self, name: str, part: TestPart) -> Predictions:
+        """Judges each example of a part once."""
+        margin = float(self._margin_schedule(self.step))
+        scored = []
+        with Progress(part.num_examples, "images", label=f"testing {name}") as progress:
+            for each in self._score(part.batches, margin):
+                scored.append(each)
+                progress.update(len(each.losses))
+        outputs = [np.concatenate(output) for output in zip(*(each.outputs for each in scored), strict=True)]
+        told = _concatenate(each.batch for each in scored)
+        return Predictions(
+            scores=outputs[0],
+            label=told["label"],
+            loss=float(np.concatenate([each.losses for each in scored]).mean()),
+            class_names=self._class_names,
+            factors={factor: values for factor, values in told.items() if factor not in NOT_FACTORS},
+            poses=outputs[1].reshape(*outputs[1].shape[:2], -1) if len(outputs) > 1 else None,
+            ids=told["id"].astype(str) if "id" in told else None,
+        )
+
+
+def collect_images(part: TestPart) -> np.ndarray:
+    """The images of a part as people look at them: uint8 [n, rows, columns, channels], stretched one by one."""
+    images = []
+    for batch in part.batches:
+        pixels = batch["image"].numpy()[batch["weight"].numpy() > 0]
+        low, high = (limit(pixels, axis=(1, 2, 3), keepdims=True) for limit in (np.min, np.max))
+        images.append(np.round(255 * (pixels - low) / np.maximum(high - low, 1e-12)).astype(np.uint8))
+    return np.concatenate(images)
+
+
+def _concatenate(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    batches = list(batches)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

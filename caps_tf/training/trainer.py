@@ -1,0 +1,245 @@
+"""The training loop: epochs of steps, validation, checkpoints and logs, from wherever the restored step is."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from caps_tf.errors import UserError
+from caps_tf.routing.em import inverse_temperature
+from caps_tf.training.checkpoints import Checkpoints
+from caps_tf.training.config import RunConfig
+from caps_tf.training.devices import distribute, is_chief
+from caps_tf.training.factories import (
+    capsule_outputs,
+    make_loss,
+    make_margin_schedule,
+    make_model,
+    make_optimizer,
+    use_jit,
+)
+from caps_tf.training.logs import TrainingLog
+from caps_tf.training.steps import StepResult, make_scorer, make_train_step
+
+PROFILED_STEPS = (10, 20)
+
+
+class TrainingData(NamedTuple):
+    """What a run learns from.
+
+    Attributes:
+        image_shape: rows, columns and channels that the network sees.
+        num_classes: number of classes.
+        steps_per_epoch: whole batches in an epoch.
+        training: batches of an epoch from some batch on, a pure function of (epoch, skipped batches).
+        validation: batches to validate on, or None.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    steps_per_epoch: int
+    training: Callable[[int, int], tf.data.Dataset]
+    validation: Callable[[], tf.data.Dataset] | None
+
+
+class Trainer:
+    """Trains a network and keeps what it learns in a directory.
+
+    A run is a function of its parameters and of the step: after `checkpoints.restore`, `run` goes on with the very
+    batches, rates and margins that an unbroken run would have had.
+
+    Args:
+        config: the run's parameters.
+        data: what to learn from.
+        directory: the run's train directory.
+        strategy: devices, from `make_strategy`.
+
+    Attributes:
+        model: the network.
+        checkpoints: its saved states.
+    """
+
+    def __init__(
+        self, config: RunConfig, data: TrainingData, directory: Path, strategy: tf.distribute.Strategy
+    ):
+        if data.steps_per_epoch < 1:
+            raise UserError(f"the training data make no whole batch of {config.batch_size}: lower --batch_size")
+        self._config = config
+        self._data = data
+        self._directory = directory
+        self._strategy = strategy
+        self._writes = is_chief(strategy)
+        with strategy.scope():
+            self.model = make_model(config, data.image_shape, data.num_classes)
+            self._optimizer = make_optimizer(config)
+            self._optimizer.build(self.model.trainable_variables)
+            self.checkpoints = Checkpoints(
+                directory / "checkpoints", self.model, self._optimizer, config.keep_checkpoints, self._writes
+            )
+        loss_function = make_loss(config)
+        self._margin_schedule = make_margin_schedule(config)
+        self._train_step = make_train_step(
+            strategy, self.model, self._optimizer, loss_function, config.batch_size, use_jit(config, strategy)
+        )
+        self._capsules = capsule_outputs(self.model)
+        activations = [activations for _, activations in self._capsules.values()]
+        self._score = make_scorer(
+            strategy, keras.Model(self.model.input, [self.model.output, *activations]), loss_function
+        )
+
+    def run(self) -> dict[str, float]:
+        """Trains to the last epoch.
+
+        Returns:
+            The last validation's figures, empty if there was none.
+
+        Raises:
+            UserError: if the loss becomes NaN or infinite; the newest checkpoint is from before.
+        """
+        config, data = self._config, self._data
+        total_steps = config.epoch * data.steps_per_epoch
+        log = TrainingLog(self._directory, total_steps, self._writes)
+        try:
+            figures: dict[str, float] = {}
+            for epoch in range(self._step // data.steps_per_epoch, config.epoch):
+                self._train_epoch(epoch, log)
+                figures = self._validate(epoch, log)
+                self.checkpoints.save()
+                log.flush()
+            return figures
+        finally:
+            log.close()
+
+    @property
+    def _step(self) -> int:
+        return int(self.checkpoints.step.numpy())
+
+    def _train_epoch(self, epoch: int, log: TrainingLog) -> None:
+        config = self._config
+        meter = _Meter(config.batch_size)
+        batches = distribute(self._strategy, self._data.training(epoch, self._step % self._data.steps_per_epoch))
+        for batch in batches:
+            step = self._step
+            self._profile(step)
+            margin = self._margin_schedule(step)
+            result = self._train_step(batch["image"], batch["label"], margin)
+            self._check_finite(result, batch, step)
+            self.checkpoints.step.assign_add(1)
+            meter.add(result)
+            if (step + 1) % config.log_every == 0:
+                self._log_training(step + 1, epoch, meter, float(margin), log)
+            # The last step of an epoch is saved after validation, so that a restart never skips a validation.
+            ends_epoch = (step + 1) % self._data.steps_per_epoch == 0
+            if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0 and not ends_epoch:
+                self.checkpoints.save()
+        if meter.steps:
+            self._log_training(self._step, epoch, meter, float(self._margin_schedule(self._step)), log)
+
+    def _log_training(self, step: int, epoch: int, meter: "_Meter", margin: float, log: TrainingLog) -> None:
+        figures = meter.read_and_reset()
+        log.record(
+            "train",
+            step,
+            epoch,
+            **figures,
+            margin=margin,
+            inverse_temperature=inverse_temperature(self._config.iter_routing - 1, self._config.final_lambda),
+            learning_rate=float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)),
+        )
+        log.progress(
+            step,
+            f"{epoch + 1}/{self._config.epoch}",
+            figures["images_per_second"],
+            self._config.batch_size / figures["images_per_second"],
+            loss=f"{figures['loss']:.4f}",
+            accuracy=f"{figures['accuracy']:.1%}",
+        )
+
+    def _validate(self, epoch: int, log: TrainingLog) -> dict[str, float]:
+        if self._data.validation is None:
+            return {}
+        correct, losses, histograms = [], [], None
+        for scored in self._score(self._data.validation(), float(self._margin_schedule(self._step))):
+            scores, *activations = scored.outputs
+            correct.append(scores.argmax(axis=-1) == scored.batch["label"])
+            losses.append(scored.losses)
+            if histograms is None:
+                histograms = dict(zip(self._capsules, activations, strict=True))
+        figures = {
+            "loss": float(np.concatenate(losses).mean()),
+            "accuracy": float(np.concatenate(correct).mean()),
+            "examples": sum(map(len, losses)),
+        }
+        log.record("validation", self._step, epoch, loss=figures["loss"], accuracy=figures["accuracy"])
+        log.histograms(self._step, {f"activations/{name}": values for name, values in (histograms or {}).items()})
+        best = self.checkpoints.save_if_best(figures["accuracy"])
+        log.say(
+            f"epoch {epoch + 1}/{self._config.epoch}  validation on {figures['examples']} examples: "
+            f"accuracy {figures['accuracy']:.2%}  loss {figures['loss']:.4f}{'  best so far' if best else ''}"
+        )
+        return figures
+
+    def _check_finite(self, result: StepResult, batch: Mapping[str, tf.Tensor], step: int) -> None:
+        tells_all = self._config.precision != "mixed_float16"  # there, the loss scale deals with gradients
+        gradient_is_finite = result.gradient_is_finite.numpy() > 0.5
+        if np.isfinite(result.loss.numpy()) and (gradient_is_finite.all() or not tells_all):
+            return
+        culprit = self._first_layer_that_fails(batch["image"])
+        if culprit is None and not gradient_is_finite.all():
+            paths = [variable.path for variable in self.model.trainable_variables]
+            culprit = f"gradient of {paths[int(np.argmin(gradient_is_finite))]}"
+        raise UserError(
+            f"step {step}: the loss or its gradient is NaN or infinite, first seen in {culprit or 'the loss'}; the "
+            f"checkpoints in {self._directory / 'checkpoints'} are from before: continue from them with a lower "
+            "--lrn_rate"
+        )
+
+    def _first_layer_that_fails(self, images) -> str | None:
+        """Name of the first layer whose output is not finite for the images of one replica."""
+        images = self._strategy.experimental_local_results(images)[0]
+        outputs = {layer.name: layer.output for layer in self.model.layers}
+        probe = keras.Model(self.model.input, outputs)
+        for name, values in probe(images, training=False).items():
+            if not all(np.isfinite(keras.ops.convert_to_numpy(value)).all() for value in tf.nest.flatten(values)):
+                return f"layer {name}"
+        return None
+
+    def _profile(self, step: int) -> None:
+        if not (self._config.profile and self._writes):
+            return
+        if step == PROFILED_STEPS[0]:
+            tf.profiler.experimental.start(str(self._directory))
+        elif step == PROFILED_STEPS[1]:
+            tf.profiler.experimental.stop()
+
+
+class _Meter:
+    """Means and rate over the steps since it was last read."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._reset()
+
+    def _reset(self) -> None:
+        self.steps = 0
+        self._loss = self._correct = 0.0
+        self._start = time.monotonic()
+
+    def add(self, result: StepResult) -> None:
+        self.steps += 1
+        self._loss += float(result.loss)
+        self._correct += float(result.correct)
+
+    def read_and_reset(self) -> dict[str, float]:
+        images = self.steps * self._batch_size
+        figures = {
+            "loss": self._loss / self.steps,
+            "accuracy": self._correct / images,
+            "images_per_second": images / max(time.monotonic() - self._start, 1e-9),
+        }
+        self._reset()
+        return figures

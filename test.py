@@ -1,0 +1,76 @@
+"""Tests a trained directory on the test set and writes a report with figures.
+
+    python test.py --load_dir=logs/smallNORB/<date>_<name>
+    python test.py --load_dir=... --ckpt_name=best      # latest (default), best, all, or a name such as step-1200
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: its start-up chatter
+
+from caps_tf.errors import UserError, run_script
+from caps_tf.training.config import RunConfig, load_params
+
+LOAD_DIR = flags.DEFINE_string("load_dir", None, "directory that train_val.py wrote: logs/<dataset>/<date>_<name>")
+CKPT_NAME = flags.DEFINE_string("ckpt_name", "latest", "checkpoints to test: latest, best, all, or a name (step-1200)")
+STORAGE = flags.DEFINE_string("storage", None, "directory that holds data/, instead of the training run's")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "where the data set is, instead of the training run's")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "examples in a step, instead of the training run's")
+NUM_GPUS = flags.DEFINE_integer("num_gpus", None, "GPUs to test on, instead of the training run's")
+
+
+def resolve_config() -> RunConfig:
+    """The parameters of the training run, with what the command line says instead."""
+    if not LOAD_DIR.value:
+        raise UserError("say which run to test: --load_dir=logs/<dataset>/<date>_<name>")
+    config = RunConfig(**load_params(Path(LOAD_DIR.value, "train", "params.json")))
+    overrides = {flag.name: flag.value for flag in (STORAGE, DATA_DIR, BATCH_SIZE, NUM_GPUS) if flag.value is not None}
+    return dataclasses.replace(config, **overrides)
+
+
+def main(argv: list[str]) -> None:
+    config = resolve_config()
+    directory = Path(LOAD_DIR.value)
+
+    # TensorFlow takes seconds to start: only once the flags are known to be good.
+    from caps_tf.evaluation.report import write_report
+    from caps_tf.evaluation.training_log import read_log
+    from caps_tf.training.checkpoints import find_checkpoints
+    from caps_tf.training.data import make_test_data
+    from caps_tf.training.devices import make_strategy
+    from caps_tf.training.tester import Tester, collect_images
+
+    checkpoints = find_checkpoints(directory / "train" / "checkpoints", CKPT_NAME.value)
+    log_path = directory / "train" / "log.jsonl"
+    if log_path.exists():
+        read_log(log_path)  # a damaged log is told before the test, not after it
+    strategy = make_strategy(config.num_gpus)
+    data = make_test_data(config)
+    tester = Tester(config, data.image_shape, data.class_names, strategy)
+    images = {name: collect_images(part) for name, part in data.parts.items()}
+    for checkpoint in checkpoints:
+        tester.restore(checkpoint)
+        predictions = {name: tester.predict(name, part) for name, part in data.parts.items()}
+        report_directory = directory / "test" / Path(checkpoint).name
+        write_report(
+            report_directory,
+            predictions,
+            log_path,
+            images,
+            title=f"{config.network} on {Path(config.dataset).name}",
+            details={"checkpoint": checkpoint, "step": tester.step, **dataclasses.asdict(config)},
+        )
+        for name, part in predictions.items():
+            print(
+                f"step {tester.step}: {name} accuracy {part.accuracy:.2%} on {len(part)} examples, loss {part.loss:.4f}"
+            )
+        print(f"report: {report_directory / 'report.html'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main)

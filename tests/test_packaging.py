@@ -1,0 +1,20 @@
+"""The three lists of dependencies say the same."""
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_requirements_txt_and_pyproject_toml_name_the_same_versions():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    required = [line for line in lines if line and not line.startswith("#")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert required == project["dependencies"]
+
+
+def test_the_conda_environment_installs_requirements_txt():
+    environment = (ROOT / "capsenv.yml").read_text()
+    assert "- -r requirements.txt" in environment
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"python{project['requires-python']}" in environment
