@@ -8,7 +8,7 @@ its traceback.
 import sys
 from collections.abc import Callable
 
-from absl import app
+from absl import app, flags, logging
 
 
 class UserError(ValueError):
@@ -33,6 +33,9 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
     """
 
     def guarded(argv: list[str]) -> int | None:
+        # What libraries tell about themselves would bury what the script has to say; --verbosity brings it back.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}: flags look like --name=value; see --help")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from caps_tf.files import write_atomically
 from caps_tf.progress import format_duration
 
 
@@ -20,17 +21,21 @@ class TrainingLog:
 
     Args:
         directory: the run's directory; made if missing.
+        first_step: step that the run starts or continues from; what an interrupted run logged after it is dropped,
+            for those steps are about to be taken again.
         total_steps: steps of the whole run, for the time left.
         writes: False in workers other than the chief, which stay silent.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], total_steps: int, writes: bool = True):
+    def __init__(self, directory: str | os.PathLike[str], first_step: int, total_steps: int, writes: bool = True):
         self._total_steps = total_steps
         self._writes = writes
         if writes:
             Path(directory).mkdir(parents=True, exist_ok=True)
             self._summaries = tf.summary.create_file_writer(os.fspath(directory))
-            self._lines = open(Path(directory, "log.jsonl"), "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            path = Path(directory, "log.jsonl")
+            _drop_lines_after(path, first_step)
+            self._lines = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def record(self, split: str, step: int, epoch: int, **values: float) -> None:
         """Records scalars of the "train" or "validation" split at a step."""
@@ -74,3 +79,17 @@ class TrainingLog:
         if self._writes:
             self._summaries.close()
             self._lines.close()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keeps the whole lines of a log up to a step."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_atomically(path, b"".join(kept))

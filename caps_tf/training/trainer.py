@@ -102,7 +102,7 @@ class Trainer:
         """
         config, data = self._config, self._data
         total_steps = config.epoch * data.steps_per_epoch
-        log = TrainingLog(self._directory, total_steps, self._writes)
+        log = TrainingLog(self._directory, self._step, total_steps, self._writes)
         try:
             figures: dict[str, float] = {}
             for epoch in range(self._step // data.steps_per_epoch, config.epoch):

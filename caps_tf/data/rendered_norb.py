@@ -1,0 +1,237 @@
+"""Renders the six NORB files: every toy of `toys`, photographed by `renderer`, written by `norb_format`.
+
+A task is one instance number of all categories at one azimuth: its toys are built once a process, its ground shadows
+once a task. Nothing depends on which process does it, so the bytes are the same for any number of processes.
+"""
+
+import fcntl
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from caps_tf.data import norb_format, renderer, toys
+from caps_tf.errors import UserError
+from caps_tf.progress import Progress
+
+NAME = "renderednorb"
+_MANIFEST = "rendering.json"
+_VERSION = 1  # of the pictures: raise it when a change to toys or renderer changes them
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which views of which toys, in the units of the info file (see `norb_format`). The default is all of NORB.
+
+    Attributes:
+        instances_per_split: the first so many of each split's five instances.
+        elevations, azimuths, lightings: the values, ascending.
+        image_size: pixels; pictures are square.
+
+    Example:
+        >>> Grid(elevations=(0, 8), lightings=(0,)).pairs_per_split
+        900
+    """
+
+    instances_per_split: int = 5
+    elevations: tuple[int, ...] = norb_format.ELEVATIONS
+    azimuths: tuple[int, ...] = norb_format.AZIMUTHS
+    lightings: tuple[int, ...] = norb_format.LIGHTINGS
+    image_size: int = 96
+
+    def instances(self, split: str) -> tuple[int, ...]:
+        """The instances of the split "training" or "testing"."""
+        every = {"training": norb_format.TRAIN_INSTANCES, "testing": norb_format.TEST_INSTANCES}[split]
+        return every[: self.instances_per_split]
+
+    @property
+    def pairs_per_split(self) -> int:
+        """The number of stereo pairs in each of the two splits."""
+        views = len(self.elevations) * len(self.azimuths) * len(self.lightings)
+        return self.instances_per_split * views * len(norb_format.CATEGORIES)
+
+    def paths(self, directory: PathLike, split: str) -> dict[str, Path]:
+        """The three files of a split, under the keys "dat", "cat" and "info"."""
+        prefix = norb_format.split_prefix(
+            NAME, self.instances(split), self.elevations, self.azimuths, self.lightings, self.image_size
+        )
+        return {kind: Path(directory, f"{prefix}-{split}-{kind}.mat") for kind in ("dat", "cat", "info")}
+
+
+def render_set(
+    directory: PathLike,
+    grid: Grid = Grid(),
+    *,
+    seed: int = 0,
+    num_processes: int | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Renders the training and testing files of a grid into a directory.
+
+    A run after a success does nothing; a run after a kill does the split again that was not finished. Rows run as in
+    the official testing files: instance, elevation, azimuth, lighting, and the category fastest.
+
+    Args:
+        directory: where the six files go; created if missing.
+        grid: which views.
+        seed: of the shapes of the toys.
+        num_processes: all cores by default.
+        overwrite: render again in any case, also over a rendering with other parameters.
+
+    Returns:
+        The number of stereo pairs rendered: 0 if everything was there.
+
+    Raises:
+        UserError: the directory holds something else, is in use or cannot be written; the disk is too small; a
+            process was killed.
+
+    Example:
+        >>> import tempfile
+        >>> grid = Grid(instances_per_split=1, elevations=(0,), azimuths=(0,), lightings=(0,), image_size=16)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     render_set(directory, grid, num_processes=1)
+        ...     norb_format.read_split(directory, "testing").images.shape
+        10
+        (5, 2, 16, 16)
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _lock(directory):
+            _prepare(directory, grid, seed, overwrite)
+            missing = [split for split in ("training", "testing") if not _complete(grid.paths(directory, split))]
+            _check_space(directory, grid, len(missing))
+            if missing:
+                _render(directory, grid, missing, seed, num_processes or os.cpu_count() or 1)
+            return len(missing) * grid.pairs_per_split
+    except BrokenProcessPool:
+        raise UserError(
+            f"{directory}: a rendering process was killed (out of memory?): try again with fewer --num_processes"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Keeps a second rendering out of the directory; the system lets go of the lock if we are killed."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"{directory}: another rendering is writing it: wait for its end") from None
+    finally:
+        os.close(descriptor)
+
+
+def _prepare(directory: Path, grid: Grid, seed: int, overwrite: bool) -> None:
+    """Checks what the directory holds against what is wanted, and removes what must go."""
+    manifest = directory / _MANIFEST
+    text = json.dumps({"version": _VERSION, "seed": seed, **asdict(grid)}, indent=1)
+    files = sorted(directory.glob("*.mat*"))
+    if manifest.exists():
+        same = manifest.read_text() == text
+        if files and not same and not overwrite:
+            raise UserError(
+                f"{directory}: holds another rendering (see {_MANIFEST}): give --overwrite to replace it, "
+                "or another --data_dir"
+            )
+    elif files:
+        raise UserError(f"{directory}: holds {files[0].name}, which was not rendered: choose another --data_dir")
+    else:
+        same = False
+    for path in files:
+        if overwrite or not same or path.suffix == ".tmp":
+            path.unlink()
+    temporary = manifest.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(manifest)
+
+
+def _complete(paths: dict[str, Path]) -> bool:
+    # Files get their names only when they are whole.
+    return all(path.exists() for path in paths.values())
+
+
+def _check_space(directory: Path, grid: Grid, splits: int) -> None:
+    needed = splits * grid.pairs_per_split * (2 * grid.image_size**2 + 20)
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise UserError(
+            f"{directory}: needs {needed / 1e9:.2f} GB of disk space, {free / 1e9:.2f} GB are free: "
+            "make room or choose another --storage"
+        )
+
+
+def _render(directory: Path, grid: Grid, splits: list[str], seed: int, num_processes: int) -> None:
+    with (
+        _process_map(num_processes) as process_map,
+        Progress(len(splits) * grid.pairs_per_split, "pairs", "rendering") as progress,
+    ):
+        for split in splits:
+            paths, instances = grid.paths(directory, split), grid.instances(split)
+            category, info = norb_format.grid_info(instances, grid.elevations, grid.azimuths, grid.lightings)
+            norb_format.write_matrix(paths["cat"], category)
+            norb_format.write_matrix(paths["info"], info)
+            tasks = [(instance, azimuth) for instance in instances for azimuth in grid.azimuths]
+            blocks = process_map(functools.partial(_block, grid, seed), tasks)
+            shape = (grid.pairs_per_split, 2, grid.image_size, grid.image_size)
+            with norb_format.MatrixWriter(paths["dat"], shape, np.uint8) as writer:
+                for (instance, azimuth), block in zip(tasks, blocks):
+                    for elevation, rows in zip(grid.elevations, block):
+                        key = (info[:, :3] == (instance, elevation, azimuth)).all(axis=1)
+                        writer.write(int(key.argmax()), rows)
+                        progress.update(len(rows))
+
+
+def _block(grid: Grid, seed: int, task: tuple[int, int]) -> np.ndarray:
+    """Pairs uint8 [elevations, lightings x categories, 2, size, size] of one instance and azimuth."""
+    instance, azimuth = task
+    views = [
+        _scene(category, instance, seed).render(
+            10.0 * azimuth, [30.0 + 5 * elevation for elevation in grid.elevations], grid.lightings, grid.image_size
+        )
+        for category in range(len(norb_format.CATEGORIES))
+    ]
+    block = np.stack(views, axis=2)
+    return block.reshape(len(block), -1, *block.shape[3:])
+
+
+@functools.lru_cache(len(norb_format.CATEGORIES))
+def _scene(category: int, instance: int, seed: int) -> renderer.ToyScene:
+    return renderer.ToyScene(toys.make_toy(category, instance, seed))
+
+
+@contextmanager
+def _process_map(num_processes: int):
+    """A `map` in order over processes, or the builtin one for a single process."""
+    if num_processes == 1:
+        yield map
+        return
+    # Spawned, not forked: the same on every system, and no threads or locks are copied.
+    executor = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        yield executor.map
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's business; and when the parent is gone, killed even, so is its worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
