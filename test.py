@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: its start-up chatter
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its start-up chatter
 
 from caps_tf.errors import UserError, run_script
 from caps_tf.training.config import RunConfig, load_params

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: its start-up chatter
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its start-up chatter
 
 from caps_tf.errors import UserError, run_script
 from caps_tf.training.config import RunConfig, load_params, save_params
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
 
     from caps_tf.training.checkpoints import find_checkpoints
     from caps_tf.training.data import make_training_data
-    from caps_tf.training.devices import is_chief, make_strategy
+    from caps_tf.training.devices import describe_devices, is_chief, make_strategy
     from caps_tf.training.trainer import Trainer
 
     strategy = make_strategy(config.num_gpus)
@@ -104,6 +104,7 @@ def main(argv: list[str]) -> None:
         trainer.checkpoints.restore(checkpoint)
         print(f"continuing from {checkpoint}", file=sys.stderr)
     if is_chief(strategy):
+        print(f"training in {directory} on {describe_devices(strategy)}", file=sys.stderr)
         save_params(config, train_directory / "params.json")
     trainer.run()
     if is_chief(strategy):

@@ -21,7 +21,7 @@ TINY = (
     *("--dataset=smallNORB", "--image_size=17", "--resize=0", "--A=4", "--B=2", "--C=3", "--D=3"),
     *("--val_instances=9", "--batch_size=32", "--jit_compile=off", "--log_every=5", "--margin_steps=5"),
 )
-STEPS_PER_EPOCH = 240 * 2 // 32
+SLOW = ("--epoch=1", "--lrn_rate=1e-5")
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,10 @@ def weights(run_directory, checkpoint=None):
     return {name: reader.get_tensor(name) for name in sorted(names)}
 
 
-def assert_same_weights(found, expected, **tolerance):
+def assert_same_weights(found, expected):
     assert found.keys() == expected.keys()
     for name, value in found.items():
-        if value.dtype.kind == "f":
-            np.testing.assert_allclose(value, expected[name], err_msg=name, **tolerance)
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
 def log_lines(run_directory, split):
@@ -107,8 +106,7 @@ def test_test_py_tests_all_or_the_best_checkpoint(run):
 def test_a_run_continued_after_its_first_epoch_ends_with_the_same_weights_bit_for_bit(storage, run):
     first = train(storage, "halves", "--epoch=1")
     run_script("train_val.py", f"--load_dir={first}", "--epoch=2")
-    for name, value in weights(first).items():
-        np.testing.assert_array_equal(value, weights(run)[name], err_msg=name)
+    assert_same_weights(weights(first), weights(run))
     assert json.loads((first / "train" / "params.json").read_text())["epoch"] == 2
 
 
@@ -116,19 +114,35 @@ def test_a_run_continued_in_the_middle_of_an_epoch_ends_with_the_same_weights(st
     broken = train(storage, "middle", "--epoch=1", "--checkpoint_every=7")
     # Forget all that came after step 7, as a killed process would.
     run_script("train_val.py", f"--load_dir={broken}", "--ckpt_name=step-7", "--epoch=2")
-    assert_same_weights(weights(broken), weights(run), rtol=0, atol=0)
+    assert_same_weights(weights(broken), weights(run))
     steps = [line["step"] for line in log_lines(broken, "train")]
     assert steps == sorted(set(steps))
 
 
-def test_two_devices_learn_what_one_does(storage, run):
-    both = train(storage, "two_devices", "--epoch=2", "--num_gpus=2")
-    assert_same_weights(weights(both), weights(run), rtol=2e-3, atol=2e-4)
-    for one, two in zip(log_lines(run, "train"), log_lines(both, "train"), strict=True):
-        np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-4)
+@pytest.fixture(scope="module")
+def slow_run(storage):
+    """One epoch on one device at a rate at which rounding stays rounding instead of growing from step to step."""
+    return train(storage, "slow", *SLOW)
 
 
-def test_two_workers_learn_what_one_process_does_and_only_the_chief_writes(storage, run):
+def assert_learned_the_same(found, expected):
+    """Losses, weights, and Adam's means of all gradients, which a gradient summed twice or not at all would change."""
+    for one, two in zip(log_lines(found, "train"), log_lines(expected, "train"), strict=True):
+        np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)
+        assert abs(one["accuracy"] - two["accuracy"]) < 0.05
+    found, expected = weights(found), weights(expected)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        if value.dtype.kind == "f":
+            largest = np.abs(expected[name]).max()
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=0.01 * largest + 1e-9, err_msg=name)
+
+
+def test_two_devices_learn_what_one_does(storage, slow_run):
+    assert_learned_the_same(train(storage, "two_devices", *SLOW, "--num_gpus=2"), slow_run)
+
+
+def test_two_workers_learn_what_one_process_does_and_only_the_chief_writes(storage, slow_run):
     ports = []
     for _ in range(2):
         with socket.socket() as probe:
@@ -138,7 +152,7 @@ def test_two_workers_learn_what_one_process_does_and_only_the_chief_writes(stora
     workers = []
     for index in range(2):
         config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
-        command = [sys.executable, "train_val.py", *TINY, f"--storage={storage}", f"--name=worker{index}", "--epoch=2"]
+        command = [sys.executable, "train_val.py", *TINY, *SLOW, f"--storage={storage}", f"--name=worker{index}"]
         workers.append(
             subprocess.Popen(
                 command,
@@ -152,14 +166,12 @@ def test_two_workers_learn_what_one_process_does_and_only_the_chief_writes(stora
     outputs = [worker.communicate(timeout=300) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     chief = Path(re.search(r"^trained: (.*)$", outputs[0][0], re.M).group(1))
-    assert_same_weights(weights(chief), weights(run), rtol=2e-3, atol=2e-4)
+    assert_learned_the_same(chief, slow_run)
     assert not list((storage / "logs" / "smallNORB").glob("*_worker1"))
 
 
-def test_xla_learns_what_plain_tensorflow_does(storage, run):
-    compiled = train(storage, "xla", "--epoch=1", "--jit_compile=on")
-    one = [line["loss"] for line in log_lines(run, "train")][:3]
-    np.testing.assert_allclose([line["loss"] for line in log_lines(compiled, "train")], one, rtol=1e-2)
+def test_xla_learns_what_plain_tensorflow_does(storage, slow_run):
+    assert_learned_the_same(train(storage, "xla", *SLOW, "--jit_compile=on"), slow_run)
 
 
 @pytest.mark.parametrize("protocol", ["azimuth", "elevation"])

@@ -1,7 +1,7 @@
 """Records to batches (tf.data): decode, halve, standardise, crop and augment, as in the literature on smallNORB.
 
-Training batches are a function of (seed, epoch), so that a run which is resumed in the middle of an epoch sees exactly
-the batches that it would have seen. Evaluation batches count every example once.
+Training batches are a function of the seed and the epoch, so that a run which is resumed in the middle of an epoch sees
+exactly the batches that it would have seen. Evaluation batches count every example once.
 """
 
 from collections.abc import Mapping
@@ -95,7 +95,7 @@ def num_evaluation_batches(split: Split, preprocessing: Preprocessing, batch_siz
 def training_batches(
     split: Split, preprocessing: Preprocessing, batch_size: int, *, epoch: int, seed: int = 0, skip_batches: int = 0
 ) -> tf.data.Dataset:
-    """One epoch of shuffled and augmented batches, a function of (seed, epoch).
+    """One epoch of shuffled and augmented batches, a function of (seed, epoch) and of TensorFlow's global seed, if set.
 
     Args:
         split: the records.

@@ -29,6 +29,13 @@ NAME = "renderednorb"
 _MANIFEST = "rendering.json"
 _VERSION = 1  # of the pictures: raise it when a change to toys or renderer changes them
 
+# What users write (degrees, or the number of a lighting) -> the units of the info file.
+_AXES = {
+    "elevations": {30 + 5 * value: value for value in norb_format.ELEVATIONS},
+    "azimuths": {10 * value: value for value in norb_format.AZIMUTHS},
+    "lightings": {value: value for value in norb_format.LIGHTINGS},
+}
+
 PathLike = str | os.PathLike[str]
 
 
@@ -69,6 +76,45 @@ class Grid:
             NAME, self.instances(split), self.elevations, self.azimuths, self.lightings, self.image_size
         )
         return {kind: Path(directory, f"{prefix}-{split}-{kind}.mat") for kind in ("dat", "cat", "info")}
+
+
+def choose(axis: str, text: str) -> tuple[int, ...]:
+    """Reads which values of one axis a user wants.
+
+    One number is a count, spread evenly: azimuths around the circle, the others from the first value to the last.
+    Several numbers with commas are the values themselves; a lone one needs a comma too ("40,").
+
+    Args:
+        axis: "elevations" (degrees 30 to 70), "azimuths" (degrees 0 to 340) or "lightings" (0 to 5).
+        text: what the user wrote.
+
+    Returns:
+        Values in the units of the info file, ascending.
+
+    Raises:
+        UserError: not numbers, too many, unknown values, or one twice.
+
+    Example:
+        >>> choose("azimuths", "3"), choose("elevations", "3"), choose("azimuths", "340,0,20")
+        ((0, 12, 24), (0, 4, 8), (0, 2, 34))
+    """
+    known = _AXES[axis]
+    try:
+        numbers = [int(number) for number in text.split(",") if number.strip()]
+    except ValueError:
+        raise UserError(f"--{axis}={text}: needs whole numbers, one or several with commas") from None
+    if "," in text or not numbers:
+        if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(known):
+            raise UserError(f"--{axis}={text}: choose, each once, from {', '.join(map(str, known))}")
+        return tuple(sorted(known[number] for number in numbers))
+    count, values = numbers[0], tuple(known.values())
+    if not 1 <= count <= len(values):
+        raise UserError(
+            f"--{axis}={text}: one number is a count, 1 to {len(values)}; for the value {count} write '{count},'"
+        )
+    if axis == "azimuths":
+        return tuple(values[i * len(values) // count] for i in range(count))
+    return tuple(values[round(i * (len(values) - 1) / max(count - 1, 1))] for i in range(count))
 
 
 def render_set(
@@ -112,7 +158,11 @@ def render_set(
         directory.mkdir(parents=True, exist_ok=True)
         with _lock(directory):
             _prepare(directory, grid, seed, overwrite)
-            missing = [split for split in ("training", "testing") if not _complete(grid.paths(directory, split))]
+            missing = [
+                split
+                for split in ("training", "testing")
+                if not all(path.exists() for path in grid.paths(directory, split).values())
+            ]
             _check_space(directory, grid, len(missing))
             if missing:
                 _render(directory, grid, missing, seed, num_processes or os.cpu_count() or 1)
@@ -130,10 +180,11 @@ def _lock(directory: Path) -> Iterator[None]:
     """Keeps a second rendering out of the directory; the system lets go of the lock if we are killed."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory}: another rendering is writing it: wait for its end") from None
         yield
-    except BlockingIOError:
-        raise UserError(f"{directory}: another rendering is writing it: wait for its end") from None
     finally:
         os.close(descriptor)
 
@@ -142,29 +193,22 @@ def _prepare(directory: Path, grid: Grid, seed: int, overwrite: bool) -> None:
     """Checks what the directory holds against what is wanted, and removes what must go."""
     manifest = directory / _MANIFEST
     text = json.dumps({"version": _VERSION, "seed": seed, **asdict(grid)}, indent=1)
-    files = sorted(directory.glob("*.mat*"))
-    if manifest.exists():
-        same = manifest.read_text() == text
-        if files and not same and not overwrite:
-            raise UserError(
-                f"{directory}: holds another rendering (see {_MANIFEST}): give --overwrite to replace it, "
-                "or another --data_dir"
-            )
-    elif files:
-        raise UserError(f"{directory}: holds {files[0].name}, which was not rendered: choose another --data_dir")
-    else:
-        same = False
-    for path in files:
-        if overwrite or not same or path.suffix == ".tmp":
-            path.unlink()
+    # Files get their names only when they are whole; a name that ends in .tmp is what a kill left behind.
+    whole, torn = sorted(directory.glob("*.mat")) + sorted(directory.glob("*.mat.gz")), directory.glob("*.mat.tmp")
+    ours = manifest.exists()
+    same = ours and manifest.read_text() == text
+    if whole and not ours:
+        raise UserError(f"{directory}: holds {whole[0].name}, which was not rendered: choose another --data_dir")
+    if whole and not same and not overwrite:
+        raise UserError(
+            f"{directory}: holds another rendering (see {_MANIFEST}): give --overwrite to replace it, "
+            "or another --data_dir"
+        )
+    for path in [*torn, *(whole if overwrite else [])]:
+        path.unlink()
     temporary = manifest.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(manifest)
-
-
-def _complete(paths: dict[str, Path]) -> bool:
-    # Files get their names only when they are whole.
-    return all(path.exists() for path in paths.values())
 
 
 def _check_space(directory: Path, grid: Grid, splits: int) -> None:
@@ -185,8 +229,6 @@ def _render(directory: Path, grid: Grid, splits: list[str], seed: int, num_proce
         for split in splits:
             paths, instances = grid.paths(directory, split), grid.instances(split)
             category, info = norb_format.grid_info(instances, grid.elevations, grid.azimuths, grid.lightings)
-            norb_format.write_matrix(paths["cat"], category)
-            norb_format.write_matrix(paths["info"], info)
             tasks = [(instance, azimuth) for instance in instances for azimuth in grid.azimuths]
             blocks = process_map(functools.partial(_block, grid, seed), tasks)
             shape = (grid.pairs_per_split, 2, grid.image_size, grid.image_size)
@@ -196,13 +238,15 @@ def _render(directory: Path, grid: Grid, splits: list[str], seed: int, num_proce
                         key = (info[:, :3] == (instance, elevation, azimuth)).all(axis=1)
                         writer.write(int(key.argmax()), rows)
                         progress.update(len(rows))
+            norb_format.write_matrix(paths["cat"], category)
+            norb_format.write_matrix(paths["info"], info)
 
 
 def _block(grid: Grid, seed: int, task: tuple[int, int]) -> np.ndarray:
     """Pairs uint8 [elevations, lightings x categories, 2, size, size] of one instance and azimuth."""
     instance, azimuth = task
     views = [
-        _scene(category, instance, seed).render(
+        _studio(category, instance, seed).photograph(
             10.0 * azimuth, [30.0 + 5 * elevation for elevation in grid.elevations], grid.lightings, grid.image_size
         )
         for category in range(len(norb_format.CATEGORIES))
@@ -212,8 +256,8 @@ def _block(grid: Grid, seed: int, task: tuple[int, int]) -> np.ndarray:
 
 
 @functools.lru_cache(len(norb_format.CATEGORIES))
-def _scene(category: int, instance: int, seed: int) -> renderer.ToyScene:
-    return renderer.ToyScene(toys.make_toy(category, instance, seed))
+def _studio(category: int, instance: int, seed: int) -> renderer.Studio:
+    return renderer.Studio(toys.make_toy(category, instance, seed))
 
 
 @contextmanager

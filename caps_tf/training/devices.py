@@ -40,6 +40,13 @@ def make_strategy(num_devices: int) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(num_devices)])
 
 
+def describe_devices(strategy: tf.distribute.Strategy) -> str:
+    """One line for the log: how many replicas train, on what. A GPU that TensorFlow cannot use shows here."""
+    count = strategy.num_replicas_in_sync
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU (TensorFlow finds no GPU)"
+    return f"{count} {'device' if count == 1 else 'devices'}, {kind}"
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the run's files: the only process, or the first worker."""
     resolver = strategy.cluster_resolver

@@ -56,7 +56,6 @@ def make_train_step(
     variables = model.trainable_variables
     scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
-    @tf.function(jit_compile=jit_compile)
     def compute_gradients(images, labels, margin, replicas):
         with tf.GradientTape() as tape:
             scores = model(images, training=True)
@@ -68,6 +67,9 @@ def make_train_step(
         finite = tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
         is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=labels.dtype), labels)
         return loss, tf.reduce_sum(tf.cast(is_correct, tf.float32)), tf.cast(finite, tf.float32), gradients
+
+    if jit_compile:
+        compute_gradients = tf.function(compute_gradients, jit_compile=True)
 
     def replica_step(images, labels, margin):
         context = tf.distribute.get_replica_context()
