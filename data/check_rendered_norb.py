@@ -49,8 +49,7 @@ def main(argv: list[str]) -> None:
     guess = baselines.nearest_centroids(train_brightness, train_category, test_brightness)
     print(f"nearest centroid, brightness alone: {np.mean(guess == test_category):.1%} of {len(test)} test images")
 
-    for how, prepare in (("", lambda images: images), (" halved", baselines.halved)):
-        a, b = prepare(train), prepare(test)
+    for a, b in ((train, test), (baselines.halved(train), baselines.halved(test))):
         with Progress(len(a) * len(b), "distances", "nearest neighbours") as progress:
             index = baselines.nearest_neighbours(a.reshape(len(a), -1), b.reshape(len(b), -1), progress.update)
         right = train_category[index] == test_category
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> None:
             f"{name} {right[test_category == category].mean():.1%}"
             for category, name in enumerate(norb_format.CATEGORIES)
         )
-        size = f"{train.shape[1]}x{train.shape[2]}{how}"
+        size = "x".join(map(str, a.shape[1:]))
         print(f"nearest neighbour, {size} pixels: {right.mean():.1%} of {len(test)} test images ({each})")
 
 
