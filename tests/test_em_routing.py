@@ -232,8 +232,8 @@ def test_the_order_of_children_does_not_matter():
     np.testing.assert_allclose(parents.activations, shuffled.activations, rtol=1e-4)
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("iterations", [1, 3, 5])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("case", ["random", "inactive children", "identical votes", "one outlier"])
 def test_extreme_inputs_give_finite_values_and_gradients(case, scale, iterations):
     fields = Neighbourhood((5, 4), (3, 3), (2, 1))

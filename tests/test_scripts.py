@@ -103,11 +103,15 @@ def test_test_py_tests_all_or_the_best_checkpoint(run):
     assert "test accuracy" in run_script("test.py", f"--load_dir={run}", "--ckpt_name=best").stdout
 
 
-def test_a_run_continued_after_its_first_epoch_ends_with_the_same_weights_bit_for_bit(storage, run):
+def test_a_run_continued_or_started_over_ends_with_the_same_weights_bit_for_bit(storage, run):
     first = train(storage, "halves", "--epoch=1")
     run_script("train_val.py", f"--load_dir={first}", "--epoch=2")
     assert_same_weights(weights(first), weights(run))
     assert json.loads((first / "train" / "params.json").read_text())["epoch"] == 2
+    # Started over, it goes the same way again and leaves nothing of the first time.
+    run_script("train_val.py", f"--load_dir={first}", "--reset")
+    assert_same_weights(weights(first), weights(run))
+    assert [line["step"] for line in log_lines(first, "train")] == [5, 10, 15, 20, 25, 30]
 
 
 def test_a_run_continued_in_the_middle_of_an_epoch_ends_with_the_same_weights(storage, run):
@@ -174,7 +178,7 @@ def test_xla_learns_what_plain_tensorflow_does(storage, slow_run):
     assert_learned_the_same(train(storage, "xla", *SLOW, "--jit_compile=on"), slow_run)
 
 
-@pytest.mark.parametrize("protocol", ["azimuth", "elevation"])
+@pytest.mark.parametrize("protocol", ["azimuth", pytest.param("elevation", marks=pytest.mark.slow)])
 def test_the_novel_viewpoint_protocol_reports_familiar_and_novel_views(storage, protocol):
     trained = train(storage, protocol, "--epoch=1", f"--viewpoints={protocol}", "--network=cnn_baseline")
     run_script("test.py", f"--load_dir={trained}")
@@ -187,7 +191,7 @@ def test_the_novel_viewpoint_protocol_reports_familiar_and_novel_views(storage, 
         assert by == {"familiar": {"30", "35"}, "novel": {"70"}}
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"])
 def test_half_precision_trains_to_a_finite_loss(storage, precision):
     trained = train(storage, precision, "--epoch=1", f"--precision={precision}")
     assert all(np.isfinite(line["loss"]) for line in log_lines(trained, "train"))
@@ -251,12 +255,6 @@ def test_a_directory_without_checkpoints_and_another_architecture_get_one_clear_
     other = run_script("train_val.py", f"--load_dir={run}", "--network=cnn_baseline", check=False)
     expect_one_line(other, "another architecture")
     assert json.loads((run / "train" / "params.json").read_text())["C"] == 3
-
-
-def test_reset_starts_a_run_over(storage):
-    first = train(storage, "reset", "--epoch=1")
-    run_script("train_val.py", f"--load_dir={first}", "--reset")
-    assert [line["step"] for line in log_lines(first, "train")] == [5, 10, 15]
 
 
 def test_helpfull_lists_the_flags_in_groups():

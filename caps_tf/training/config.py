@@ -16,7 +16,7 @@ LOSSES = ("auto", "spread", "cross_entropy")
 VIEWS = ("both", "left", "right", "stereo")
 VIEWPOINTS = ("", "azimuth", "elevation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-AUGMENTATIONS = ("auto", "norb", "none")
+AUGMENTATIONS = ("auto", "norb", "crop")
 SWITCH = ("auto", "on", "off")
 
 
@@ -54,7 +54,8 @@ class RunConfig:
     augment: str = _option(
         "auto",
         "data",
-        "training images: norb (random crop, brightness and contrast), none (centre crop); auto: norb for NORB data",
+        "of training images: norb (random crop, brightness and contrast) or crop (random crop only); auto: norb for "
+        "NORB data, else crop",
         AUGMENTATIONS,
     )
     val_prop: float = _option(0.1, "data", "share of the training records held out for validation, 0 for none")

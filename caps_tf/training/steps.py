@@ -69,7 +69,7 @@ def make_train_step(
         return loss, tf.reduce_sum(tf.cast(is_correct, tf.float32)), tf.cast(finite, tf.float32), gradients
 
     if jit_compile:
-        compute_gradients = tf.function(compute_gradients, jit_compile=True)
+        compute_gradients = tf.function(compute_gradients, jit_compile=True, autograph=False)
 
     def replica_step(images, labels, margin):
         context = tf.distribute.get_replica_context()
@@ -83,7 +83,7 @@ def make_train_step(
         optimizer.apply(gradients, variables)
         return StepResult(loss, correct, finite)
 
-    @tf.function
+    @tf.function(autograph=False)
     def train_step(images, labels, margin):
         result = strategy.run(replica_step, args=(images, labels, margin))
         return StepResult(*(strategy.experimental_local_results(value)[0] for value in result))
@@ -126,7 +126,7 @@ def make_scorer(
         losses = loss_function(batch["label"], outputs[0], margin)
         return outputs, losses, {name: value for name, value in batch.items() if name != "image"}
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(batch, margin):
         return strategy.run(replica_step, args=(batch, margin))
 
