@@ -171,7 +171,7 @@ def test_repair_2_a_parent_with_a_single_child_is_finite_in_value_and_gradient(i
     np.testing.assert_allclose(parents.poses, votes[:, :, :, :, 0, 0], rtol=1e-4, atol=1e-6)
     assert np.all(np.isfinite(parents.activations))
     # The variance is its floor, which caps how cheap a parent can be: 16 (1/2 ln 1e-9) a unit of data.
-    _, variance, _ = m_step(np.ones((2, 3, 3, 4, 1, 1), "float32"), votes, beta, beta, 0.01, 1e-9)
+    _, variance, _ = m_step(np.ones((18, 4, 1), "float32"), votes.reshape(18, 4, 1, 16), beta, beta, 0.01, 1e-9)
     np.testing.assert_allclose(variance, 1e-9, rtol=1e-3)
     for gradient in gradients(objective, votes, activations, beta, beta):
         assert np.all(np.isfinite(gradient))
@@ -258,10 +258,10 @@ def test_the_log_likelihood_is_that_of_a_diagonal_gaussian():
     from scipy.stats import norm
 
     rng = np.random.default_rng(0)
-    votes = rng.normal(size=(1, 1, 1, 2, 3, 1, 16))
-    mu, variance = rng.normal(size=(1, 1, 1, 2, 16)), rng.uniform(0.1, 2, size=(1, 1, 1, 2, 16))
-    expected = norm.logpdf(votes[0, 0, 0, :, :, 0], mu[0, 0, 0, :, None], np.sqrt(variance)[0, 0, 0, :, None]).sum(-1)
-    np.testing.assert_allclose(log_likelihood(votes, mu, variance)[0, 0, 0, :, :, 0], expected, rtol=1e-10)
+    votes = rng.normal(size=(5, 2, 3, 16))
+    mu, variance = rng.normal(size=(5, 2, 16)), rng.uniform(0.1, 2, size=(5, 2, 16))
+    expected = norm.logpdf(votes, mu[:, :, None], np.sqrt(variance)[:, :, None]).sum(-1)
+    np.testing.assert_allclose(log_likelihood(votes, mu, variance), expected, rtol=1e-10)
 
 
 def test_the_softmax_survives_logits_that_would_overflow():

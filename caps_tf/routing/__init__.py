@@ -9,6 +9,8 @@ The letters of every einsum in this library:
     i j    child (input) and parent (output) capsule types
     x y z  rows and columns of pose matrices: a vote is pose [x y] times weight [y z]
     d      elements of a pose read as a vector, row by row
+    n      parent positions of all images (b p q merged)
+    c      children in a parent's receptive field (k i merged)
 """
 
 from caps_tf.routing.em import em_routing

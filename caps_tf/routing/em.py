@@ -81,24 +81,23 @@ def m_step(
     every layer and the same inverse temperature suits them all.
 
     Args:
-        weights: routing weights times child activations, [b, p, q, j, k, i].
-        votes: [b, p, q, j, k, i, d].
+        weights: routing weights times child activations, [n, j, c].
+        votes: [n, j, c, d].
         beta_u: cost of describing one vote element, [j].
         beta_a: cost of leaving a parent inactive, [j].
         inverse_temperature: lambda of this iteration.
         epsilon: keeps the division by S finite where no child is active.
 
     Returns:
-        mu [b, p, q, j, d], variance [b, p, q, j, d] and activations [b, p, q, j].
+        mu [n, j, d], variance [n, j, d] and activations [n, j].
     """
-    parent_types, kernel_positions, child_types, pose_size = votes.shape[3:]
-    data = ops.sum(weights, axis=(4, 5))
-    share = weights / (data + epsilon)[..., None, None]
-    mu = ops.einsum("bpqjki,bpqjkid->bpqjd", share, votes)
-    deviation = ops.square(votes - mu[:, :, :, :, None, None])
-    variance = ops.einsum("bpqjki,bpqjkid->bpqjd", share, deviation) + VARIANCE_FLOOR
-    amount = data * (100.0 * parent_types / (kernel_positions * child_types))
-    cost = (pose_size * beta_u + 0.5 * ops.sum(ops.log(variance), axis=-1)) * amount
+    parent_types, children, pose_size = votes.shape[1:]
+    data = ops.sum(weights, axis=-1)
+    share = weights / (data + epsilon)[..., None]
+    mu = ops.einsum("njc,njcd->njd", share, votes)
+    variance = ops.einsum("njc,njcd->njd", share, ops.square(votes - mu[:, :, None])) + VARIANCE_FLOOR
+    cost = pose_size * beta_u + 0.5 * ops.sum(ops.log(variance), axis=-1)
+    cost = cost * data * (100.0 * parent_types / children)
     return mu, variance, ops.sigmoid(inverse_temperature * (beta_a - cost))
 
 
@@ -108,17 +107,15 @@ def log_likelihood(votes: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
     ln p = -sum_d (V - mu)^2 / (2 variance) - 1/2 sum_d ln(2 pi variance).
 
     Args:
-        votes: [b, p, q, j, k, i, d].
-        mu: [b, p, q, j, d].
-        variance: [b, p, q, j, d].
+        votes: [n, j, c, d].
+        mu: [n, j, d].
+        variance: [n, j, d].
 
     Returns:
-        [b, p, q, j, k, i].
+        [n, j, c].
     """
-    deviation = ops.square(votes - mu[:, :, :, :, None, None])
-    distance = ops.einsum("bpqjkid,bpqjd->bpqjki", deviation, 0.5 / variance)
-    normaliser = 0.5 * ops.sum(ops.log(2.0 * np.pi * variance), axis=-1)
-    return -distance - normaliser[..., None, None]
+    distance = ops.einsum("njcd,njd->njc", ops.square(votes - mu[:, :, None]), 0.5 / variance)
+    return -distance - 0.5 * ops.sum(ops.log(2.0 * np.pi * variance), axis=-1)[..., None]
 
 
 def softmax_over_parents(logits: Tensor, neighbourhood: Neighbourhood) -> Tensor:
@@ -185,14 +182,24 @@ def em_routing(
     """
     if iterations < 1:
         raise ValueError(f"EM routing needs at least 1 iteration, not {iterations}")
-    uniform = ops.convert_to_tensor(initial_routing_weights(neighbourhood, votes.shape[3]), dtype=votes.dtype)
-    routing_weights = ops.broadcast_to(uniform, ops.shape(votes)[:-1])
+    p, q = neighbourhood.parents
+    _, _, _, parent_types, kernel_positions, child_types, pose_size = votes.shape
+    in_space = (-1, p, q, parent_types, kernel_positions, child_types)
+    # An M-step knows nothing of space: it sees parent positions of all images side by side, and their children in a
+    # row. Compilers handle four axes far better than seven.
+    merged = (-1, parent_types, kernel_positions * child_types)
+    votes = ops.reshape(votes, (*merged, pose_size))
+    activations = ops.reshape(activations, (-1, 1, kernel_positions * child_types))
+    routing_weights = ops.convert_to_tensor(initial_routing_weights(neighbourhood, parent_types), dtype=votes.dtype)
+    routing_weights = ops.broadcast_to(routing_weights, (ops.shape(votes)[0] // (p * q), *in_space[1:]))
     for iteration in range(iterations):
-        weights = routing_weights * activations[:, :, :, None]
+        weights = ops.reshape(routing_weights, merged) * activations
         mu, variance, parent_activations = m_step(
             weights, votes, beta_u, beta_a, inverse_temperature(iteration, final_lambda), epsilon
         )
         if iteration < iterations - 1:
-            logits = log_likelihood(votes, mu, variance) + ops.log(parent_activations + epsilon)[..., None, None]
-            routing_weights = softmax_over_parents(logits, neighbourhood)
-    return Parents(mu, parent_activations, routing_weights)
+            logits = log_likelihood(votes, mu, variance) + ops.log(parent_activations + epsilon)[..., None]
+            routing_weights = softmax_over_parents(ops.reshape(logits, in_space), neighbourhood)
+    return Parents(
+        ops.reshape(mu, (*in_space[:4], pose_size)), ops.reshape(parent_activations, in_space[:4]), routing_weights
+    )
