@@ -15,7 +15,7 @@ run "$python" data/render_norb.py --storage="$storage" --elevations=3 --azimuths
 run "$python" data/convert_to_tfrecord.py --dataset=renderedNORB --storage="$storage"
 # Fewer capsules and smaller images than published, cross-entropy, whose gradient needs no margin to grow first, and a
 # steeper inverse temperature: what two cores learn in three minutes.
-run "$python" train_val.py --dataset=renderedNORB --storage="$storage" --name=demo --epoch=12 --batch_size=32 \
+run "$python" train_val.py --dataset=renderedNORB --storage="$storage" --name=demo --epoch=10 --batch_size=32 \
   --A=32 --B=8 --C=8 --D=8 --final_lambda=0.02 --resize=30 --image_size=24 --augment=crop --loss=cross_entropy \
   --lrn_decay=0.8 --lrn_decay_steps=100
 newest=$(find "$storage/logs/renderedNORB" -maxdepth 1 -name '*_demo' | sort | tail -n 1)
