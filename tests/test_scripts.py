@@ -14,13 +14,8 @@ import pytest
 import tensorflow as tf
 
 from caps_tf.training.config import RunConfig
-from tests.small_norb import ROOT, expect_one_line, run_script, write_small_norb
+from tests.small_norb import ROOT, TINY, expect_one_line, run_script, write_small_norb
 
-# 240 training pairs (one instance of five held out), both views, 17 pixels: the smallest image the network takes.
-TINY = (
-    *("--dataset=smallNORB", "--image_size=17", "--resize=0", "--A=4", "--B=2", "--C=3", "--D=3"),
-    *("--val_instances=9", "--batch_size=32", "--jit_compile=off", "--log_every=5", "--margin_steps=5"),
-)
 SLOW = ("--epoch=1", "--lrn_rate=1e-5")
 
 
@@ -174,6 +169,7 @@ def test_two_workers_learn_what_one_process_does_and_only_the_chief_writes(stora
     assert not list((storage / "logs" / "smallNORB").glob("*_worker1"))
 
 
+@pytest.mark.slow
 def test_xla_learns_what_plain_tensorflow_does(storage, slow_run):
     assert_learned_the_same(train(storage, "xla", *SLOW, "--jit_compile=on"), slow_run)
 
@@ -208,41 +204,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_layer(storag
     [directory] = (storage / "logs" / "smallNORB").glob("*_diverges")
     kept = tf.train.latest_checkpoint(directory / "train" / "checkpoints")
     assert all(np.isfinite(value).all() for value in weights(directory, kept).values())
-
-
-def test_missing_data_names_the_command_to_run(tmp_path):
-    expect_one_line(run_script("train_val.py", f"--storage={tmp_path}", check=False), "./data/download.sh")
-    process = run_script("train_val.py", f"--storage={tmp_path}", "--dataset=renderedNORB", check=False)
-    expect_one_line(process, "python data/render_norb.py")
-    assert not (tmp_path / "logs").exists()
-
-
-def test_unconverted_data_names_the_command_to_run(tmp_path):
-    write_small_norb(tmp_path / "data" / "smallNORB")
-    process = run_script("train_val.py", f"--storage={tmp_path}", check=False)
-    expect_one_line(process, "python data/convert_to_tfrecord.py --dataset=smallNORB")
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        (["--dataset=no_such_dataset"], ["no_such_dataset"]),
-        (["--image_size=16"], ["at least 17 pixels"]),
-        (["--image_size=99"], ["99"]),
-        (["--image_size=wide"], ["--image_size", "wide"]),
-        (["--batch_size=100000"], ["--batch_size"]),
-        (["--batch_size=0"], ["batch_size must be positive"]),
-        (["--val_prop=1.5"], ["val_prop"]),
-        (["--mode=test"], ["--mode no longer exists", "test.py"]),
-        (["--reset"], ["--load_dir"]),
-        (["--params_path=missing.json"], ["missing.json"]),
-        (["--load_dir=no/such/run"], ["no/such/run"]),
-        (["stray"], ["stray"]),
-    ],
-)
-def test_bad_flags_get_one_clear_line(storage, flags, words):
-    process = run_script("train_val.py", *TINY, f"--storage={storage}", *flags, check=False)
-    expect_one_line(process, *words)
 
 
 def test_a_directory_without_checkpoints_and_another_architecture_get_one_clear_line(storage, run, tmp_path):
