@@ -13,3 +13,14 @@ def _same_seed_and_policy_for_each_test():
     keras.utils.set_random_seed(0)
     yield
     keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """A directory for `--storage` that holds a small data set in the NORB format, converted."""
+    from tests.small_norb import run_script, write_small_norb
+
+    directory = tmp_path_factory.mktemp("storage")
+    write_small_norb(directory / "data" / "smallNORB")
+    run_script("data/convert_to_tfrecord.py", f"--storage={directory}", "--num_shards=2")
+    return directory

@@ -5,14 +5,6 @@ import pytest
 from tests.small_norb import TINY, expect_one_line, run_script, write_small_norb
 
 
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("storage")
-    write_small_norb(directory / "data" / "smallNORB")
-    run_script("data/convert_to_tfrecord.py", f"--storage={directory}", "--num_shards=2")
-    return directory
-
-
 def test_missing_data_names_the_command_to_run(tmp_path):
     expect_one_line(run_script("train_val.py", f"--storage={tmp_path}", check=False), "./data/download.sh")
     process = run_script("train_val.py", f"--storage={tmp_path}", "--dataset=renderedNORB", check=False)

@@ -14,17 +14,9 @@ import pytest
 import tensorflow as tf
 
 from caps_tf.training.config import RunConfig
-from tests.small_norb import ROOT, TINY, expect_one_line, run_script, write_small_norb
+from tests.small_norb import ROOT, TINY, expect_one_line, run_script
 
 SLOW = ("--epoch=1", "--lrn_rate=1e-5")
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("storage")
-    write_small_norb(directory / "data" / "smallNORB")
-    run_script("data/convert_to_tfrecord.py", f"--storage={directory}", "--num_shards=2")
-    return directory
 
 
 def train(storage, name, *flags, **options):
