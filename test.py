@@ -51,8 +51,9 @@ def main(argv: list[str]) -> None:
         read_log(log_path)  # a damaged log is told before the test, not after it
     strategy = make_strategy(config.num_gpus)
     data = make_test_data(config)
-    tester = Tester(config, data.image_shape, data.class_names, strategy)
-    images = {name: collect_images(part) for name, part in data.parts.items()}
+    tester = Tester(config, data.input_shapes, data.class_names, strategy)
+    has_images = "image" in data.input_shapes
+    images = {name: collect_images(part) for name, part in data.parts.items()} if has_images else None
     for checkpoint in checkpoints:
         tester.restore(checkpoint)
         predictions = {name: tester.predict(name, part) for name, part in data.parts.items()}

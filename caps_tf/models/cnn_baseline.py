@@ -43,7 +43,7 @@ def cnn_baseline(
             f"but images are {image_shape[0]}x{image_shape[1]}: raise --image_size"
         )
     regularizer = keras.regularizers.L2(weight_reg) if weight_reg else None
-    images = x = keras.Input(image_shape, name="images")
+    images = x = keras.Input(image_shape, name="image")
     for number, channels in enumerate((32, 64), start=1):
         x = keras.layers.Conv2D(
             channels,

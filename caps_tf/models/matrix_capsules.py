@@ -66,7 +66,7 @@ def matrix_capsules(
         "kernel_regularizer": regularizer,
         "dtype": dtype,
     }
-    images = keras.Input(image_shape, name="images")
+    images = keras.Input(image_shape, name="image")
     # Statistics of the whole batch on every replica; other backends have no replicas to agree with.
     synchronized = keras.config.backend() == "tensorflow"
     x = keras.layers.BatchNormalization(

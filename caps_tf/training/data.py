@@ -1,5 +1,6 @@
 """From parameters to data: what a run trains, validates and tests on."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from caps_tf.data.datasets import ImageDataset, open_dataset
@@ -20,12 +21,12 @@ class TestData(NamedTuple):
     """What a run is tested on.
 
     Attributes:
-        image_shape: rows, columns and channels that the network sees.
+        input_shapes: shape of each feature that a network may read, by name.
         class_names: in the order of the labels.
         parts: "test", or "familiar" and "novel" viewpoints.
     """
 
-    image_shape: tuple[int, int, int]
+    input_shapes: Mapping[str, tuple[int | None, ...]]
     class_names: tuple[str, ...]
     parts: dict[str, TestPart]
 
@@ -45,7 +46,7 @@ def make_training_data(config: RunConfig) -> TrainingData:
         )
 
     return TrainingData(
-        image_shape=preprocessing.input_shape(dataset),
+        input_shapes={"image": preprocessing.input_shape(dataset)},
         num_classes=len(dataset.class_names),
         steps_per_epoch=num_training_batches(train, preprocessing, config.batch_size),
         training=training,
@@ -61,7 +62,7 @@ def make_test_data(config: RunConfig) -> TestData:
     """
     dataset, preprocessing, splits = _open(config)
     return TestData(
-        image_shape=preprocessing.input_shape(dataset),
+        input_shapes={"image": preprocessing.input_shape(dataset)},
         class_names=dataset.class_names,
         parts={
             name: TestPart(

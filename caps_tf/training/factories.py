@@ -1,28 +1,39 @@
 """From parameters to parts: the network, the loss and the optimiser that train_val.py and test.py share."""
 
+from collections.abc import Mapping
+
 import keras
 import tensorflow as tf
 
 from caps_tf import models
+from caps_tf.errors import UserError
 from caps_tf.losses import MarginSchedule, spread_loss
 from caps_tf.training.config import RunConfig
 from caps_tf.training.steps import LossFunction
 
 
-def make_model(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+def make_model(
+    config: RunConfig, input_shapes: Mapping[str, tuple[int | None, ...]], num_classes: int
+) -> keras.Model:
     """Builds the network that a run trains.
 
     Args:
         config: the run's parameters.
-        image_shape: rows, columns and channels of the images that the input pipeline delivers.
+        input_shapes: shape of each feature that the input pipeline delivers, by name: an example's, without batch.
         num_classes: number of classes.
 
     Returns:
-        A model from images to scores [b, num_classes] between 0 and 1.
+        A model to scores [b, num_classes], from inputs that have the names of features.
 
     Raises:
-        UserError: if the images are too small for the network.
+        UserError: if the data lack what the network reads, or images are too small for it.
     """
+    if "image" not in input_shapes:
+        raise UserError(
+            f"{config.network} reads images, but {config.dataset} holds {', '.join(input_shapes)}: "
+            "choose another --network or --dataset"
+        )
+    image_shape = input_shapes["image"]
     if config.network == "cnn_baseline":
         return models.cnn_baseline(
             image_shape, num_classes, dropout=config.dropout, weight_reg=config.weight_reg, dtype=config.precision

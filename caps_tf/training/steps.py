@@ -1,6 +1,6 @@
 """One step of training and one of evaluation, under any distribution strategy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import keras
@@ -10,7 +10,11 @@ import tensorflow as tf
 from caps_tf.training.devices import distribute
 
 LossFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""Labels [b], scores [b, classes] and margin to the loss of each example [b]."""
+"""Labels int [b] or targets float [b, classes], scores [b, classes] and margin to the loss of each example [b]."""
+
+Batch = Mapping[str, tf.Tensor]
+"""Features and labels by name: what the model's inputs are called, "label" int [b], and, where labels are soft, "target"
+float [b, classes]; in evaluation also "weight" (0 for padding)."""
 
 
 class StepResult(NamedTuple):
@@ -27,6 +31,21 @@ class StepResult(NamedTuple):
     gradient_is_finite: tf.Tensor
 
 
+def model_inputs(model: keras.Model, batch: Batch) -> tf.Tensor | dict[str, tf.Tensor]:
+    """The features of a batch that a model reads, by the names of its inputs: a tensor for one input, else a dict.
+
+    Example:
+        >>> image, mask = keras.Input((2,), name="image"), keras.Input((2,), name="mask")
+        >>> batch = {"image": tf.ones((1, 2)), "mask": tf.zeros((1, 2)), "label": tf.constant([0])}
+        >>> sorted(model_inputs(keras.Model({"image": image, "mask": mask}, image * mask), batch))
+        ['image', 'mask']
+        >>> model_inputs(keras.Model(image, image + 1), batch).shape
+        TensorShape([1, 2])
+    """
+    names = [each.name for each in model.inputs]
+    return batch[names[0]] if len(names) == 1 else {name: batch[name] for name in names}
+
+
 def make_train_step(
     strategy: tf.distribute.Strategy,
     model: keras.Model,
@@ -34,8 +53,8 @@ def make_train_step(
     loss_function: LossFunction,
     batch_size: int,
     jit_compile: bool,
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], StepResult]:
-    """Makes a compiled function of (images, labels, margin) that takes one optimisation step.
+) -> Callable[[Batch, tf.Tensor], StepResult]:
+    """Makes a compiled function of (batch, margin) that takes one optimisation step.
 
     Losses are summed over a replica's examples and divided by the global batch, and gradients are summed over
     replicas (the optimiser does that), so the step does not depend on how the batch is split.
@@ -46,7 +65,7 @@ def make_train_step(
 
     Args:
         strategy: what the model and the optimiser were made under.
-        model: from images to scores.
+        model: to scores, from inputs that have the names of the batch's features.
         optimizer: a built optimiser.
         loss_function: loss of each example.
         batch_size: examples in the global batch.
@@ -56,25 +75,29 @@ def make_train_step(
     variables = model.trainable_variables
     scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
-    def compute_gradients(images, labels, margin, replicas):
+    def compute_gradients(inputs, label, target, margin, replicas):
         with tf.GradientTape() as tape:
-            scores = model(images, training=True)
-            loss = tf.reduce_sum(loss_function(labels, scores, margin)) / batch_size
+            scores = model(inputs, training=True)
+            losses = loss_function(label if target is None else target, scores, margin)
+            loss = tf.reduce_sum(losses) / batch_size
             penalty = tf.add_n(model.losses) / replicas if model.losses else 0.0
             objective = loss + penalty
             scaled = optimizer.scale_loss(objective) if scales_loss else objective
         gradients = tape.gradient(scaled, variables)
         finite = tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
-        is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=labels.dtype), labels)
+        answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
+        is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
         return loss, tf.reduce_sum(tf.cast(is_correct, tf.float32)), tf.cast(finite, tf.float32), gradients
 
     if jit_compile:
         compute_gradients = tf.function(compute_gradients, jit_compile=True, autograph=False)
 
-    def replica_step(images, labels, margin):
+    def replica_step(batch, margin):
         context = tf.distribute.get_replica_context()
         replicas = float(context.num_replicas_in_sync)
-        loss, correct, finite, gradients = compute_gradients(images, labels, margin, replicas)
+        loss, correct, finite, gradients = compute_gradients(
+            model_inputs(model, batch), batch["label"], batch.get("target"), margin, replicas
+        )
         if context.num_replicas_in_sync > 1:
             loss, correct, finite = context.all_reduce(tf.distribute.ReduceOp.SUM, [loss, correct, finite / replicas])
         if not scales_loss:
@@ -84,8 +107,8 @@ def make_train_step(
         return StepResult(loss, correct, finite)
 
     @tf.function(autograph=False)
-    def train_step(images, labels, margin):
-        result = strategy.run(replica_step, args=(images, labels, margin))
+    def train_step(batch, margin):
+        result = strategy.run(replica_step, args=(batch, margin))
         return StepResult(*(strategy.experimental_local_results(value)[0] for value in result))
 
     return train_step
@@ -97,7 +120,7 @@ class Scored(NamedTuple):
     Attributes:
         outputs: the model's outputs; scores [n, classes] come first.
         losses: [n].
-        batch: what the input pipeline told of the examples (label, azimuth, ...), without the images.
+        batch: what the input pipeline told of the examples (label, azimuth, ...), without the model's inputs.
     """
 
     outputs: list[np.ndarray]
@@ -112,19 +135,20 @@ def make_scorer(
 
     Args:
         strategy: what the model was made under.
-        model: from images to scores, or to a list of outputs whose first are scores.
+        model: to scores, or to a list of outputs whose first are scores, from inputs that have the names of the
+            batch's features.
         loss_function: loss of each example.
 
     Returns:
-        A generator function. Batches hold "image", "label" and "weight" (0 for padding) among others; each example
-        of weight 1 comes back once, in order.
+        A generator function. Each example of weight 1 comes back once, in order.
     """
+    features = {each.name for each in model.inputs}
 
     def replica_step(batch, margin):
-        outputs = model(batch["image"], training=False)
+        outputs = model(model_inputs(model, batch), training=False)
         outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
         losses = loss_function(batch["label"], outputs[0], margin)
-        return outputs, losses, {name: value for name, value in batch.items() if name != "image"}
+        return outputs, losses, {name: value for name, value in batch.items() if name not in features}
 
     @tf.function(autograph=False)
     def step(batch, margin):

@@ -21,7 +21,7 @@ class TestPart(NamedTuple):
     """Test examples that are reported together.
 
     Attributes:
-        batches: dictionaries of "image", "label", "weight", "id" and any factors, such as "azimuth".
+        batches: dictionaries of what the network reads, "label", "weight", "id" and any factors, such as "azimuth".
         num_examples: how many there are, padding left out.
     """
 
@@ -30,11 +30,11 @@ class TestPart(NamedTuple):
 
 
 class Tester:
-    """Restores one checkpoint after another into the network of a run, and has it judge test images.
+    """Restores one checkpoint after another into the network of a run, and has it judge test examples.
 
     Args:
         config: the run's parameters.
-        image_shape: rows, columns and channels that the network sees.
+        input_shapes: shape of each feature that a network may read, by name.
         class_names: the classes in the order of their labels.
         strategy: devices, from `make_strategy`.
 
@@ -45,14 +45,14 @@ class Tester:
     def __init__(
         self,
         config: RunConfig,
-        image_shape: tuple[int, int, int],
+        input_shapes: Mapping[str, tuple[int | None, ...]],
         class_names: tuple[str, ...],
         strategy: tf.distribute.Strategy,
     ):
         self._class_names = class_names
         self._margin_schedule = make_margin_schedule(config)
         with strategy.scope():
-            model = make_model(config, image_shape, len(class_names))
+            model = make_model(config, input_shapes, len(class_names))
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._checkpoint = tf.train.Checkpoint(model=model, step=self._step)
         class_poses = [poses for poses, _ in capsule_outputs(model).values()][-1:]

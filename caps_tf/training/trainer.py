@@ -23,7 +23,7 @@ from caps_tf.training.factories import (
     use_jit,
 )
 from caps_tf.training.logs import TrainingLog
-from caps_tf.training.steps import StepResult, make_scorer, make_train_step
+from caps_tf.training.steps import StepResult, make_scorer, make_train_step, model_inputs
 
 PROFILED_STEPS = (10, 20)
 
@@ -32,14 +32,14 @@ class TrainingData(NamedTuple):
     """What a run learns from.
 
     Attributes:
-        image_shape: rows, columns and channels that the network sees.
+        input_shapes: shape of each feature that a network may read, by name, such as "image": (32, 32, 2).
         num_classes: number of classes.
         steps_per_epoch: whole batches in an epoch.
         training: batches of an epoch from some batch on, a pure function of (epoch, skipped batches).
         validation: batches to validate on, or None.
     """
 
-    image_shape: tuple[int, int, int]
+    input_shapes: Mapping[str, tuple[int | None, ...]]
     num_classes: int
     steps_per_epoch: int
     training: Callable[[int, int], tf.data.Dataset]
@@ -74,7 +74,7 @@ class Trainer:
         self._strategy = strategy
         self._writes = is_chief(strategy)
         with strategy.scope():
-            self.model = make_model(config, data.image_shape, data.num_classes)
+            self.model = make_model(config, data.input_shapes, data.num_classes)
             self._optimizer = make_optimizer(config)
             self._optimizer.build(self.model.trainable_variables)
             self.checkpoints = Checkpoints(
@@ -126,7 +126,7 @@ class Trainer:
             step = self._step
             self._profile(step)
             margin = self._margin_schedule(step)
-            result = self._train_step(batch["image"], batch["label"], margin)
+            result = self._train_step(batch, margin)
             self._check_finite(result, batch, step)
             self.checkpoints.step.assign_add(1)
             meter.add(result)
@@ -188,7 +188,7 @@ class Trainer:
         gradient_is_finite = result.gradient_is_finite.numpy() > 0.5
         if np.isfinite(result.loss.numpy()) and (gradient_is_finite.all() or not tells_all):
             return
-        culprit = self._first_layer_that_fails(batch["image"])
+        culprit = self._first_layer_that_fails(batch)
         if culprit is None and not gradient_is_finite.all():
             paths = [variable.path for variable in self.model.trainable_variables]
             culprit = f"gradient of {paths[int(np.argmin(gradient_is_finite))]}"
@@ -198,12 +198,12 @@ class Trainer:
             "--lrn_rate"
         )
 
-    def _first_layer_that_fails(self, images) -> str | None:
-        """Name of the first layer whose output is not finite for the images of one replica."""
-        images = self._strategy.experimental_local_results(images)[0]
+    def _first_layer_that_fails(self, batch: Mapping[str, tf.Tensor]) -> str | None:
+        """Name of the first layer whose output is not finite for the examples of one replica."""
+        batch = {name: self._strategy.experimental_local_results(value)[0] for name, value in batch.items()}
         outputs = {layer.name: layer.output for layer in self.model.layers}
         probe = keras.Model(self.model.input, outputs)
-        for name, values in probe(images, training=False).items():
+        for name, values in probe(model_inputs(probe, batch), training=False).items():
             if not all(np.isfinite(keras.ops.convert_to_numpy(value)).all() for value in tf.nest.flatten(values)):
                 return f"layer {name}"
         return None
