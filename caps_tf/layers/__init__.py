@@ -1,6 +1,7 @@
 """Capsule layers for Keras: they own weights, shapes and config, and call `caps_tf.routing`."""
 
 from caps_tf.layers.em_capsules import EMClassCapsules, EMConvCapsules
+from caps_tf.layers.heinsen_routing import HeinsenRouting
 from caps_tf.layers.primary_capsules import PrimaryCapsules
 
-__all__ = ["EMClassCapsules", "EMConvCapsules", "PrimaryCapsules"]
+__all__ = ["EMClassCapsules", "EMConvCapsules", "HeinsenRouting", "PrimaryCapsules"]

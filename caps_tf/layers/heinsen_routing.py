@@ -1,0 +1,238 @@
+"""Heinsen routing (2019) as a Keras layer."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from caps_tf.routing.heinsen import P_MODELS, StoredVotes, heinsen_routing, heinsen_votes
+
+Tensor = Any
+
+_NO_COMPETITOR = "a single parent would have nobody to compete with for the children"
+
+
+@keras.saving.register_keras_serializable(package="caps_tf")
+class HeinsenRouting(keras.layers.Layer):
+    """Routes scored matrix capsules to scored matrix capsules by Heinsen's algorithm of 2019.
+
+    Arguments carry the names of the published PyTorch module. A number of capsules that is left open (None; -1 is
+    read as None) may differ from call to call, and then all capsules on that side share their weights.
+
+    Args:
+        d_cov: rows of a pose (covector dimensions), the same for children and parents.
+        d_inp: columns of a child's pose.
+        d_out: columns of a parent's pose.
+        n_inp: number of children, or None for any number.
+        n_out: number of parents, or None: as many as `call` is told, by default as many as there are children.
+        n_iters: routing iterations.
+        single_beta: whether ignoring a child's data costs what using them would yield (beta_ign = beta_use).
+        p_model: "gaussian", or "skm" for soft k-means.
+        eps: keeps divisions and variances above zero.
+        symmetry_breaking: with `n_out` None all parents would come out equal; True adds to B a term
+            B_brk linspace(-1, 1, n_out), as the published code has done since December 2019.
+        return_dict: whether `call` returns a dictionary with the internals.
+        **kwargs: arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        children: scores a_inp [..., n_inp] and poses mu_inp [..., n_inp, d_cov, d_inp], with any number of leading
+            dimensions, none included. A score of minus infinity hides a child.
+        n_out: number of parents, only where the layer leaves it open.
+        return_R: whether to return the routing weights as well.
+
+    Returns:
+        scores a_out [..., n_out], poses mu_out and variances sig2_out [..., n_out, d_cov, d_out], and with `return_R`
+        the routing weights R [..., n_inp, n_out]. With `return_dict`, a dictionary of "a_out", "mu_out", "sig2_out",
+        "R", "log_p", "D_use", "D_ign" (the last four [..., n_inp, n_out]) and the votes
+        "V" [..., n_inp, n_out, d_cov, d_out]; "log_p" is zero after a single iteration.
+
+    Raises:
+        ValueError: if a number is not positive, `n_out` is given twice or shapes do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> layer = HeinsenRouting(n_inp=None, n_out=5, d_cov=4, d_inp=4, d_out=4)
+        >>> scores, poses, variances = layer((np.zeros((2, 30)), np.ones((2, 30, 4, 4))))
+        >>> tuple(scores.shape), tuple(poses.shape)
+        ((2, 5), (2, 5, 4, 4))
+
+    References:
+        Heinsen, "An Algorithm for Routing Capsules in All Domains", 2019, arXiv 1911.00792.
+    """
+
+    def __init__(
+        self,
+        d_cov: int,
+        d_inp: int,
+        d_out: int,
+        n_inp: int | None = None,
+        n_out: int | None = None,
+        n_iters: int = 3,
+        single_beta: bool = False,
+        p_model: str = "gaussian",
+        eps: float = 1e-5,
+        symmetry_breaking: bool = False,
+        return_dict: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.n_inp = None if n_inp == -1 else n_inp
+        self.n_out = None if n_out == -1 else n_out
+        sizes = {"n_inp": self.n_inp, "n_out": self.n_out, "d_cov": d_cov, "d_inp": d_inp, "d_out": d_out}
+        for name, size in {**sizes, "n_iters": n_iters}.items():
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}")
+        if self.n_out == 1:
+            raise ValueError(f"n_out must be at least 2, not 1: {_NO_COMPETITOR}")
+        if p_model not in P_MODELS:
+            raise ValueError(f"p_model must be one of {', '.join(P_MODELS)}, not {p_model!r}")
+        if symmetry_breaking and self.n_out is not None:
+            raise ValueError("symmetry_breaking tells parents with shared weights apart: leave n_out open for it")
+        self.d_cov, self.d_inp, self.d_out = d_cov, d_inp, d_out
+        self.n_iters = n_iters
+        self.single_beta = single_beta
+        self.p_model = p_model
+        self.eps = eps
+        self.symmetry_breaking = symmetry_breaking
+        self.return_dict = return_dict
+
+    def build(self, input_shape):
+        self._check_children(input_shape)
+        weights = (self.n_inp or 1, self.n_out or 1)
+        # Not cast under a mixed policy: routing is never in less than float32.
+        exact = {"autocast": False}
+        self.W = self.add_weight(
+            shape=(*weights, self.d_inp, self.d_out),
+            initializer=keras.initializers.RandomNormal(stddev=1.0 / self.d_inp),
+            name="W",
+            **exact,
+        )
+        self.B = self.add_weight(shape=(*weights, self.d_cov, self.d_out), initializer="zeros", name="B", **exact)
+        if self.symmetry_breaking:
+            self.B_brk = self.add_weight(
+                shape=(1, self.d_cov, self.d_out),
+                initializer=keras.initializers.RandomNormal(stddev=1.0 / self.d_inp),
+                name="B_brk",
+                **exact,
+            )
+        self.beta_use = self.add_weight(shape=weights, initializer="zeros", name="beta_use", **exact)
+        self.beta_ign = (
+            self.beta_use
+            if self.single_beta
+            else self.add_weight(shape=weights, initializer="zeros", name="beta_ign", **exact)
+        )
+
+    def call(self, children, n_out: int | None = None, return_R: bool = False):
+        scores, poses = children
+        precision = keras.backend.result_type(self.compute_dtype, "float32")
+        scores, poses = ops.cast(scores, precision), ops.cast(poses, precision)
+        leading = ops.shape(scores)[:-1]
+        scores = ops.reshape(scores, (-1, ops.shape(scores)[-1]))
+        poses = ops.reshape(poses, (-1, *ops.shape(poses)[-3:]))
+        kernel, bias = self._kernel_and_bias(self._parents(n_out, ops.shape(scores)[-1]))
+        votes = heinsen_votes(poses, ops.cast(kernel, precision), ops.cast(bias, precision))
+        parents = heinsen_routing(
+            scores,
+            votes,
+            beta_use=ops.cast(self.beta_use, precision),
+            beta_ign=ops.cast(self.beta_ign, precision),
+            n_iters=self.n_iters,
+            p_model=self.p_model,
+            eps=self.eps,
+        )
+
+        def as_given(value: Tensor) -> Tensor:
+            """Leading dimensions as they came, [b, ...] to [..., ...], in the compute dtype."""
+            return ops.cast(ops.reshape(value, (*leading, *ops.shape(value)[1:])), self.compute_dtype)
+
+        def children_first(value: Tensor) -> Tensor:
+            return as_given(ops.transpose(value, (0, 2, 1)))
+
+        outputs = tuple(map(as_given, parents[:3]))
+        if self.return_dict:
+            stored = StoredVotes(poses, ops.cast(kernel, precision), ops.cast(bias, precision))
+            return {
+                **dict(zip(("a_out", "mu_out", "sig2_out"), outputs, strict=True)),
+                "R": children_first(parents.routing_weights),
+                "log_p": children_first(parents.log_likelihoods),
+                "D_use": children_first(parents.used),
+                "D_ign": children_first(parents.ignored),
+                "V": as_given(ops.transpose(stored.values, (0, 2, 1, 3, 4))),
+            }
+        return (*outputs, children_first(parents.routing_weights)) if return_R else outputs
+
+    def _parents(self, n_out: int | None, children: int | Tensor) -> int | Tensor:
+        """Number of parents of this call."""
+        if self.n_out is not None:
+            if n_out not in (None, self.n_out):
+                raise ValueError(f"the layer was made for n_out={self.n_out}, not {n_out}: leave n_out open when making it")
+            return self.n_out
+        parents = children if n_out is None else n_out
+        if isinstance(parents, int) and parents < 2:
+            raise ValueError(f"n_out must be at least 2, not {parents}: {_NO_COMPETITOR}")
+        return parents
+
+    def _kernel_and_bias(self, parents: int | Tensor) -> tuple[Tensor, Tensor]:
+        """W [i or 1, j, y, z] and B [i or 1, j, x, z], with a copy for each parent where they share one."""
+        if self.n_out is not None:
+            return self.W, self.B
+        bias = self.B
+        if self.symmetry_breaking:
+            bias = bias + ops.linspace(-1.0, 1.0, parents, dtype=bias.dtype)[:, None, None] * self.B_brk
+        return tuple(
+            ops.broadcast_to(weight, (weight.shape[0], parents, *weight.shape[2:])) for weight in (self.W, bias)
+        )
+
+    def compute_output_shape(self, input_shape):
+        return self._output_shapes(input_shape)
+
+    def compute_output_spec(self, children, n_out: int | None = None, return_R: bool = False):
+        shapes = self._output_shapes([child.shape for child in children], n_out, return_R)
+
+        def spec(shape):
+            return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+        if isinstance(shapes, dict):
+            return {name: spec(shape) for name, shape in shapes.items()}
+        return tuple(map(spec, shapes))
+
+    def _output_shapes(self, input_shape, n_out: int | None = None, return_R: bool = False):
+        (*leading, n_inp), _ = self._check_children(input_shape)
+        n_out = self._parents(n_out, n_inp)
+        a_out = (*leading, n_out)
+        mu_out = (*a_out, self.d_cov, self.d_out)
+        pairs = (*leading, n_inp, n_out)
+        if self.return_dict:
+            shapes = dict.fromkeys(("R", "log_p", "D_use", "D_ign"), pairs)
+            votes = (*pairs, self.d_cov, self.d_out)
+            return {"a_out": a_out, "mu_out": mu_out, "sig2_out": mu_out, **shapes, "V": votes}
+        return (a_out, mu_out, mu_out, pairs) if return_R else (a_out, mu_out, mu_out)
+
+    def _check_children(self, input_shape) -> tuple[tuple, tuple]:
+        """Returns the shapes of scores and poses, checked."""
+        try:
+            scores, poses = (tuple(shape) for shape in input_shape)
+        except (TypeError, ValueError):
+            raise ValueError(f"expected scores and poses as a pair, not an input of shape {input_shape}") from None
+
+        def differ(size: int | None, other: int | None) -> bool:
+            return None not in (size, other) and size != other
+
+        if (
+            poses[-2:] != (self.d_cov, self.d_inp)
+            or len(poses) != len(scores) + 2
+            or any(differ(*sizes) for sizes in zip(scores, poses, strict=False))
+            or differ(scores[-1], self.n_inp)
+            or scores[-1] == 0
+        ):
+            children = self.n_inp or "n_inp"
+            raise ValueError(
+                f"expected scores [..., {children}] and poses [..., {children}, {self.d_cov}, {self.d_inp}], "
+                f"not {scores} and {poses}"
+            )
+        return scores, poses
+
+    def get_config(self):
+        names = ("d_cov", "d_inp", "d_out", "n_inp", "n_out", "n_iters", "single_beta", "p_model", "eps")
+        names = (*names, "symmetry_breaking", "return_dict")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

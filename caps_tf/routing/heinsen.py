@@ -1,0 +1,251 @@
+"""Heinsen's routing of scored matrix capsules, as pure functions of scores and poses.
+
+Source: Heinsen, "An Algorithm for Routing Capsules in All Domains" (2019, arXiv 1911.00792), algorithm 1. An E-step
+shares each child among the parents by how well they predict its vote, a D-step divides its data into used and
+ignored, an M-step computes each parent's score from the net benefit of using rather than ignoring, and fits a
+Gaussian to the used votes.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import keras
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+P_MODELS = ("gaussian", "skm")
+
+
+class HeinsenParents(NamedTuple):
+    """Parent capsules as Heinsen routing leaves them.
+
+    Attributes:
+        scores: [b, j], real numbers; sigmoid(score) is how active a parent is.
+        poses: [b, j, x, z], the mean of the votes each parent used.
+        variances: [b, j, x, z], their variance.
+        routing_weights: R of the last E-step, [b, j, i]; they sum to 1 over the parents j.
+        log_likelihoods: log p of the last E-step, [b, j, i]; zero after a single iteration, which judges no vote.
+        used: share of each child's data that each parent used, D_use, [b, j, i].
+        ignored: share that it ignored, D_ign, [b, j, i].
+    """
+
+    scores: Tensor
+    poses: Tensor
+    variances: Tensor
+    routing_weights: Tensor
+    log_likelihoods: Tensor
+    used: Tensor
+    ignored: Tensor
+
+
+class Votes(Protocol):
+    """What routing asks of the votes V [b, j, i, x, z] of children i for parents j, whether or not they are stored.
+
+    Attributes:
+        parents: number of parents J.
+    """
+
+    parents: int | Tensor
+
+    def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean sum_i w V and variance sum_i w (V - mean)^2 for weights w [b, j, i]: both [b, j, x, z]."""
+
+    def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
+        """sum_xz precision (V - mean)^2 for mean and precision [b, j, x, z]: [b, j, i]."""
+
+
+class StoredVotes:
+    """Votes as one tensor.
+
+    Args:
+        poses: child poses, [b, i, x, y].
+        kernel: W, [i or 1, j, y, z]; 1 where all children share their weights.
+        bias: B, [i or 1, j, x, z].
+
+    Example:
+        >>> ones = np.ones
+        >>> votes = StoredVotes(ones((2, 7, 4, 3)), ones((7, 5, 3, 2)), ones((7, 5, 4, 2)))
+        >>> tuple(votes.values.shape), float(votes.values[0, 0, 0, 0, 0])
+        ((2, 5, 7, 4, 2), 4.0)
+    """
+
+    def __init__(self, poses: Tensor, kernel: Tensor, bias: Tensor):
+        if kernel.shape[0] == 1:
+            votes = ops.einsum("bixy,jyz->bjixz", poses, kernel[0])
+        else:
+            votes = ops.einsum("bixy,ijyz->bjixz", poses, kernel)
+        self.values = votes + ops.transpose(bias, (1, 0, 2, 3))
+        self.parents = ops.shape(bias)[1]
+
+    def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        mean = ops.einsum("bji,bjixz->bjxz", weights, self.values)
+        deviation = self.values - mean[:, :, None]
+        return mean, ops.einsum("bji,bjixz->bjxz", weights, ops.square(deviation))
+
+    def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
+        deviation = self.values - mean[:, :, None]
+        return ops.einsum("bjixz,bjxz->bji", ops.square(deviation), precision)
+
+
+class SharedVotes:
+    """Votes of children that share their weights, never stored: V = mu W_j + B_j.
+
+    A weighted sum of votes is the weighted sum of the poses times W_j, and a squared distance is a quadratic form in
+    the pose, so that both need no more than one product of a [j, i] with an [i, moments] matrix, where `moments` are
+    the elements y of each pose row x and their products y y'. The expanded squares cancel where votes agree, so they
+    are carried in float64.
+
+    Args:
+        poses: child poses, [b, i, x, y].
+        kernel: W, [1, j, y, z].
+        bias: B, [1, j, x, z].
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> arguments = rng.normal(size=(2, 30, 4, 4)), rng.normal(size=(1, 5, 4, 4)), rng.normal(size=(1, 5, 4, 4))
+        >>> weights = np.full((2, 5, 30), 1 / 30)
+        >>> stored, shared = (votes(*arguments).fit(weights)[1] for votes in (StoredVotes, SharedVotes))
+        >>> bool(ops.max(ops.abs(stored - shared)) < 1e-12)
+        True
+    """
+
+    def __init__(self, poses: Tensor, kernel: Tensor, bias: Tensor):
+        self._dtype = keras.backend.standardize_dtype(poses.dtype)
+        poses, kernel, bias = (ops.cast(value, "float64") for value in (poses, kernel, bias))
+        self._kernel, self._bias = kernel[0], bias[0]
+        self._size = poses.shape[-1]
+        # Products y <= y' once: those off the diagonal stand for two.
+        self._first, self._second = np.triu_indices(self._size)
+        self._times = np.where(self._first == self._second, 1.0, 2.0)
+        products = ops.take(poses, self._first, axis=-1) * ops.take(poses, self._second, axis=-1)
+        self._moments = ops.concatenate([poses, products], axis=-1)
+        self.parents = ops.shape(bias)[1]
+
+    def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        weights = ops.cast(weights, "float64")
+        amount = ops.sum(weights, axis=-1)[:, :, None, None]
+        # [b, j, x, y] and [b, j, x, y y']
+        first, second = self._split(ops.einsum("bji,bixm->bjxm", weights, self._moments))
+        shifted = ops.einsum("bjxy,jyz->bjxz", first, self._kernel)
+        mean = shifted + amount * self._bias
+        offset = self._bias - mean
+        square = ops.einsum("bjxm,jmz->bjxz", second, self._kernel_products())
+        variance = square + 2.0 * shifted * offset + amount * ops.square(offset)
+        return ops.cast(mean, self._dtype), ops.cast(ops.relu(variance), self._dtype)
+
+    def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
+        mean, precision = ops.cast(mean, "float64"), ops.cast(precision, "float64")
+        offset = self._bias - mean
+        first = 2.0 * ops.einsum("bjxz,jyz->bjxy", precision * offset, self._kernel)
+        second = ops.einsum("bjxz,jmz->bjxm", precision, self._kernel_products())
+        constant = ops.sum(precision * ops.square(offset), axis=(-2, -1))
+        form = ops.einsum("bixm,bjxm->bji", self._moments, ops.concatenate([first, second], axis=-1))
+        return ops.cast(ops.relu(form + constant[..., None]), self._dtype)
+
+    def _split(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        return moments[..., : self._size], moments[..., self._size :]
+
+    def _kernel_products(self) -> Tensor:
+        """W_yz W_y'z, twice for y < y': [j, y y', z]."""
+        products = ops.take(self._kernel, self._first, axis=-2) * ops.take(self._kernel, self._second, axis=-2)
+        return products * self._times[:, None]
+
+
+def heinsen_votes(poses: Tensor, kernel: Tensor, bias: Tensor) -> Votes:
+    """The form of votes V_ij = mu_i W_ij + B_ij that moves fewer bytes.
+
+    Args:
+        poses: child poses, [b, i, x, y].
+        kernel: W, [i or 1, j, y, z]; 1 where all children share their weights.
+        bias: B, [i or 1, j, x, z].
+
+    Returns:
+        `SharedVotes` where weights are shared, poses are small and the backend has float64, else `StoredVotes`.
+
+    Example:
+        >>> heinsen_votes(np.ones((1, 30, 4, 4)), np.ones((1, 5, 4, 4)), np.ones((1, 5, 4, 4))).__class__.__name__
+        'SharedVotes'
+    """
+    size_in, size_out = kernel.shape[-2:]
+    moments = size_in + size_in * (size_in + 1) // 2
+    shared = kernel.shape[0] == 1 and bias.shape[0] == 1 and moments <= 4 * size_out
+    return (SharedVotes if shared and _has_float64() else StoredVotes)(poses, kernel, bias)
+
+
+def _has_float64() -> bool:
+    """JAX computes in float32 unless it was started otherwise."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return bool(jax.config.jax_enable_x64)
+
+
+def heinsen_routing(
+    scores: Tensor,
+    votes: Votes,
+    beta_use: Tensor,
+    beta_ign: Tensor,
+    n_iters: int = 3,
+    p_model: str = "gaussian",
+    eps: float = 1e-5,
+) -> HeinsenParents:
+    """Routes scored children to scored parents (Heinsen 2019, algorithm 1).
+
+    With f = sigmoid, in each iteration
+
+    - E-step: R = 1/J at first, then softmax over parents of ln f(a_out) + ln p, where for "gaussian"
+      ln p = -sum (V - mu)^2 / (2 var) - 1/2 sum ln var (the constant ln 2 pi is the same for all parents), and for
+      "skm" (soft k-means) ln p is the log-softmax over parents of -sum (V - mu)^2;
+    - D-step: D_use = f(a_inp) R, D_ign = f(a_inp) - D_use;
+    - M-step: a_out = sum_i (beta_use D_use - beta_ign D_ign), w = D_use / (sum_i D_use + eps),
+      mu = sum_i w V, var = sum_i w (V - mu)^2 + eps.
+
+    Args:
+        scores: a_inp, child scores, [b, i], any real number; minus infinity hides a child.
+        votes: what each child predicts for each parent, from `heinsen_votes`.
+        beta_use: benefit of using a child's data, [i or 1, j or 1].
+        beta_ign: cost of ignoring it, [i or 1, j or 1].
+        n_iters: iterations, at least 1.
+        p_model: "gaussian" or "skm".
+        eps: keeps divisions and variances above zero.
+
+    Returns:
+        `HeinsenParents`.
+
+    Raises:
+        ValueError: if `n_iters` is less than 1 or `p_model` is unknown.
+
+    Example:
+        >>> votes = heinsen_votes(np.ones((2, 7, 4, 4)), np.ones((7, 5, 4, 4)), np.zeros((7, 5, 4, 4)))
+        >>> parents = heinsen_routing(np.zeros((2, 7)), votes, np.ones((7, 5)), np.ones((7, 5)))
+        >>> tuple(parents.scores.shape), tuple(parents.poses.shape)
+        ((2, 5), (2, 5, 4, 4))
+    """
+    if n_iters < 1:
+        raise ValueError(f"Heinsen routing needs at least 1 iteration, not {n_iters}")
+    if p_model not in P_MODELS:
+        raise ValueError(f"p_model must be one of {', '.join(P_MODELS)}, not {p_model!r}")
+    active = ops.sigmoid(scores)[:, None]
+    # What ignoring everything would cost; using data turns their cost into benefit.
+    benefit = ops.transpose(beta_use + beta_ign)
+    cost_of_ignoring_all = ops.sum(active * ops.transpose(beta_ign), axis=-1)
+    log_likelihoods = ops.zeros_like(active) + ops.zeros((1, votes.parents, 1), dtype=active.dtype)
+    routing_weights = ops.ones_like(log_likelihoods) / ops.cast(votes.parents, active.dtype)
+    for iteration in range(n_iters):
+        used = active * routing_weights
+        parent_scores = ops.sum(benefit * used, axis=-1) - cost_of_ignoring_all
+        mean, variance = votes.fit(used / (ops.sum(used, axis=-1, keepdims=True) + eps))
+        variance = variance + eps
+        if iteration < n_iters - 1:
+            log_likelihoods = _log_likelihoods(votes, mean, variance, p_model)
+            routing_weights = ops.softmax(ops.log_sigmoid(parent_scores)[..., None] + log_likelihoods, axis=1)
+    return HeinsenParents(parent_scores, mean, variance, routing_weights, log_likelihoods, used, active - used)
+
+
+def _log_likelihoods(votes: Votes, mean: Tensor, variance: Tensor, p_model: str) -> Tensor:
+    if p_model == "skm":
+        return ops.log_softmax(-votes.squared_distance(mean, ops.ones_like(mean)), axis=1)
+    log_volume = 0.5 * ops.sum(ops.log(variance), axis=(-2, -1))
+    return -votes.squared_distance(mean, 0.5 / variance) - log_volume[..., None]
