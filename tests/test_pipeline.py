@@ -1,5 +1,6 @@
 """Batches: validation never sees the test files, every test example counts once, a resumed epoch is the same epoch."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -17,11 +18,12 @@ from caps_tf.data.pipeline import (
     num_training_batches,
     training_batches,
 )
+from caps_tf.data.preprocessing import AUGMENTATIONS
 from caps_tf.data.splits import make_splits
 from caps_tf.errors import UserError
 from tests.small_norb import run_script, write_small_norb
 
-PLAIN = Preprocessing(resize=None, standardize=False, crop=None, max_brightness_delta=0, contrast=(1, 1))
+PLAIN = Preprocessing(resize=None, crop=None, normalize="none", **AUGMENTATIONS["none"])
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +70,16 @@ def assert_same_batches(found, expected):
             np.testing.assert_array_equal(left[key], right[key])
 
 
+def grey_levels(images):
+    """Images between 0 and 1 as they are in the files."""
+    levels = np.round(255 * images)
+    np.testing.assert_allclose(images, levels / 255, atol=1e-6)
+    return levels
+
+
 def assert_pixels_come_from(files, examples):
     rows, views = examples["id"], examples["view"]
-    np.testing.assert_array_equal(examples["image"][..., 0], files.images[rows, views])
+    np.testing.assert_array_equal(grey_levels(examples["image"])[..., 0], files.images[rows, views])
     np.testing.assert_array_equal(examples["label"], files.category[rows])
     factors = np.stack([examples[key] for key in ("instance", "elevation", "azimuth", "lighting")], axis=1)
     np.testing.assert_array_equal(factors, files.info[rows] // [1, 1, 2, 1])
@@ -116,7 +125,8 @@ def test_training_reads_only_training_records(norb, files):
     splits = make_splits(norb)
     examples = collect(training_batches(splits["train"], PLAIN, 10, epoch=0))
     assert len(examples["id"]) == 2430 == len(set(zip(examples["id"], examples["view"])))
-    np.testing.assert_array_equal(examples["image"][..., 0], files["train"].images[examples["id"], examples["view"]])
+    pixels = files["train"].images[examples["id"], examples["view"]]
+    np.testing.assert_array_equal(grey_levels(examples["image"])[..., 0], pixels)
     assert not set(examples["id"]) & set(evaluate(splits["validation"])["id"])
 
 
@@ -169,7 +179,7 @@ def test_views_of_a_pair_are_shuffled_apart(norb):
 
 @pytest.mark.parametrize("views, view", [("left", 0), ("right", 1)])
 def test_one_camera(norb, files, views, view):
-    preprocessing = Preprocessing(None, False, None, 0, (1, 1), views)
+    preprocessing = dataclasses.replace(PLAIN, views=views)
     split = make_splits(norb)["test"]
     examples = evaluate(split, preprocessing)
     assert num_examples(split, preprocessing) == 1350 == len(examples["id"])
@@ -179,20 +189,20 @@ def test_one_camera(norb, files, views, view):
 
 def test_stereo_crops_and_augments_both_cameras_alike(norb, files):
     splits = make_splits(norb)
-    preprocessing = Preprocessing(None, False, (8, 6), 0, (1, 1), "stereo")
+    preprocessing = dataclasses.replace(PLAIN, crop=(8, 6), random_crop=True, views="stereo")
     assert preprocessing.input_shape(norb) == (8, 6, 2)
     corners = set()
     for batch in train(splits["train"], preprocessing)[:5]:
-        for row, image in zip(batch["id"], batch["image"]):
+        for row, image in zip(batch["id"], grey_levels(batch["image"])):
             pair = np.moveaxis(files["train"].images[row], 0, -1)
             windows = np.lib.stride_tricks.sliding_window_view(pair, (8, 6, 2))[:, :, 0]
             matches = np.argwhere((windows == image).all(axis=(2, 3, 4)))
             assert len(matches) == 1
             corners.add(tuple(matches[0]))
     assert corners == set(itertools.product(range(5), range(5)))  # every position is drawn
-    brightened = Preprocessing(None, False, None, 2.0, (1, 1), "stereo")
+    brightened = dataclasses.replace(PLAIN, max_brightness_delta=2.0, views="stereo")
     batch = train(splits["train"], brightened)[0]
-    deltas = batch["image"] - np.moveaxis(files["train"].images[batch["id"]], 1, -1)
+    deltas = batch["image"] - np.moveaxis(files["train"].images[batch["id"]], 1, -1) / np.float32(255)
     np.testing.assert_allclose(deltas, np.broadcast_to(deltas[:, :1, :1, :1], deltas.shape), atol=1e-4)
     assert np.abs(deltas).max() <= 2 and deltas.std() > 0.5
 

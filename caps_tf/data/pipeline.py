@@ -1,20 +1,18 @@
-"""Records to batches (tf.data): decode, halve, standardise, crop and augment, as in the literature on smallNORB.
+"""Records to batches (tf.data): decode, resize, crop, normalise and augment.
 
 Training batches are a function of the seed and the epoch, so that a run which is resumed in the middle of an epoch sees
 exactly the batches that it would have seen. Evaluation batches count every example once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 from caps_tf.data.datasets import ImageDataset
+from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.data.splits import Split
 from caps_tf.errors import UserError
-
-VIEWS = ("both", "left", "right", "stereo")
 
 _SHUFFLE_BYTES = 1 << 30
 _VIEWPOINT_KEYS = {
@@ -23,58 +21,6 @@ _VIEWPOINT_KEYS = {
     "azimuth": "label_azimuth",
     "lighting": "label_lighting",
 }
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From a decoded image to the network's input, in this order; by default as in the literature on smallNORB.
-
-    Attributes:
-        resize: (height, width), or None. To shrink images of one size, each new pixel is the mean of the area that it
-            covers (halving: of 2x2 pixels); otherwise resizing is bilinear, with antialiasing.
-        standardize: subtract the image's mean and divide by its standard deviation.
-        crop: (height, width) of the network's input, or None: a random crop for training, the centre otherwise.
-        max_brightness_delta: in training, a number between -delta and delta is added; 0 for none.
-        contrast: in training, the distance to each channel's mean is multiplied by a number in this range; (1, 1) for
-            none.
-        views: what an example is where records are stereo pairs: "both" (each camera's image is an example), "left",
-            "right", or "stereo" (one example with two channels, augmented alike).
-    """
-
-    resize: tuple[int, int] | None = (48, 48)
-    standardize: bool = True
-    crop: tuple[int, int] | None = (32, 32)
-    max_brightness_delta: float = 2.0
-    contrast: tuple[float, float] = (0.5, 1.5)
-    views: str = "both"
-
-    def input_shape(self, dataset: ImageDataset) -> tuple[int, int, int]:
-        """The shape of the network's input, (h, w, c).
-
-        Raises:
-            UserError: the data set does not have these views, its images differ in size and are not resized, or they
-                are smaller than the crop.
-
-        Example:
-            >>> Preprocessing(views="stereo").input_shape(open_dataset("smallNORB"))  # doctest: +SKIP
-            (32, 32, 2)
-        """
-        if self.views not in VIEWS:
-            raise UserError(f"views must be one of {', '.join(VIEWS)}, not {self.views!r}")
-        if self.views in ("right", "stereo") and not dataset.has_stereo:
-            raise UserError(f"{dataset.name}: has only one view of each object: use views=both, not {self.views}")
-        height, width, channels = dataset.image_shape
-        height, width = self.resize or (height, width)
-        if height is None or width is None:
-            raise UserError(f"{dataset.name}: its images differ in size: resize them to one (--resize=height,width)")
-        if self.crop:
-            if self.crop[0] > height or self.crop[1] > width:
-                raise UserError(
-                    f"{dataset.name}: cannot crop {self.crop[0]}x{self.crop[1]} pixels out of {height}x{width}: "
-                    "use a smaller crop"
-                )
-            height, width = self.crop
-        return height, width, channels * (2 if self.views == "stereo" else 1)
 
 
 def num_examples(split: Split, preprocessing: Preprocessing) -> int:
@@ -121,7 +67,7 @@ def training_batches(
     def prepare(position: tf.Tensor, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         # Every example has a seed of its own, so that the result depends neither on which thread does the work nor
         # on where a resumed run starts.
-        image = _load(example["image"], split.dataset, preprocessing)
+        image = _decode(example["image"], split.dataset, preprocessing)
         image = _augment(image, tf.random.fold_in(augment_seed, position), preprocessing)
         return {"image": tf.ensure_shape(image, shape)} | {key: example[key] for key in ("label", "id", "view")}
 
@@ -156,9 +102,8 @@ def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: i
     shape = preprocessing.input_shape(split.dataset)
 
     def prepare(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = _load(example["image"], split.dataset, preprocessing)
-        if preprocessing.crop:
-            image = tf.image.resize_with_crop_or_pad(image, *preprocessing.crop)
+        image = _decode(example["image"], split.dataset, preprocessing)
+        image = _normalize(_central_crop(image, preprocessing), image, preprocessing)
         return example | {"image": tf.ensure_shape(image, shape), "weight": tf.constant(1.0)}
 
     examples = _examples(split, preprocessing).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
@@ -200,15 +145,14 @@ def _record_id(record: Mapping[str, tf.Tensor]) -> tf.Tensor:
     )
 
 
-def _load(encoded: tf.Tensor, dataset: ImageDataset, preprocessing: Preprocessing) -> tf.Tensor:
-    """Decodes [n] views into one float32 image [h, w, n c], resized and standardised."""
+def _decode(encoded: tf.Tensor, dataset: ImageDataset, preprocessing: Preprocessing) -> tf.Tensor:
+    """Decodes [n] views into one float32 image [h, w, n c], resized."""
     decode = dataset.builder.info.features["image"].decode_example
     num_views = 2 if preprocessing.views == "stereo" else 1
     image = tf.concat([decode(encoded[view]) for view in range(num_views)], axis=-1)
     if preprocessing.resize:
         image = _resize(image, preprocessing.resize)
-    image = tf.cast(image, tf.float32)
-    return tf.image.per_image_standardization(image) if preprocessing.standardize else image
+    return tf.cast(image, tf.float32)
 
 
 def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -218,15 +162,53 @@ def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 
 
 def _augment(image: tf.Tensor, key: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
-    crop_key, brightness_key, contrast_key = tf.unstack(tf.random.split(key, 3))
-    if preprocessing.crop:
-        image = tf.image.stateless_random_crop(image, (*preprocessing.crop, tf.shape(image)[-1]), crop_key)
+    """Crops, flips, normalises, brightens and contrasts an image, at random."""
+    crop_key, brightness_key, contrast_key, flip_key = tf.unstack(tf.random.split(key, 4))
+    if preprocessing.random_crop:
+        view = _random_crop(image, crop_key, preprocessing)
+    else:
+        view = _central_crop(image, preprocessing)
+    if preprocessing.flip:
+        view = tf.image.stateless_random_flip_left_right(view, flip_key)
+    view = _normalize(view, image, preprocessing)
     if preprocessing.max_brightness_delta:
-        image = tf.image.stateless_random_brightness(image, preprocessing.max_brightness_delta, brightness_key)
+        view = tf.image.stateless_random_brightness(view, preprocessing.max_brightness_delta, brightness_key)
     lower, upper = preprocessing.contrast
     if lower < upper:
-        image = tf.image.stateless_random_contrast(image, lower, upper, contrast_key)
-    return image
+        view = tf.image.stateless_random_contrast(view, lower, upper, contrast_key)
+    return view
+
+
+def _random_crop(image: tf.Tensor, key: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
+    shape = tf.shape(image)
+    size = preprocessing.crop or (shape[0], shape[1])
+    pad = preprocessing.pad
+    if pad and preprocessing.pad_mode == "edge":
+        for axis in (0, 1):
+            nearest = tf.clip_by_value(tf.range(-pad, shape[axis] + pad), 0, shape[axis] - 1)
+            image = tf.gather(image, nearest, axis=axis)
+    elif pad:
+        image = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
+    return tf.image.stateless_random_crop(image, (*size, shape[2]), key)
+
+
+def _central_crop(image: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
+    return tf.image.resize_with_crop_or_pad(image, *preprocessing.crop) if preprocessing.crop else image
+
+
+def _normalize(view: tf.Tensor, image: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
+    """Normalises a part of an image; by the statistics of all of it, where they are the image's own.
+
+    After the crop, so that padding with zeros is black whatever the normalisation.
+    """
+    if preprocessing.normalize == "none":
+        return view / 255.0
+    if preprocessing.normalize == "channel":
+        mean, deviation = np.float32(preprocessing.channel_mean), np.float32(preprocessing.channel_std)
+        return (view / 255.0 - mean) / deviation
+    # As tf.image.per_image_standardization: an image of one grey is not divided by zero.
+    deviation = tf.maximum(tf.math.reduce_std(image), tf.math.rsqrt(tf.cast(tf.size(image), tf.float32)))
+    return (view - tf.reduce_mean(image)) / deviation
 
 
 def _finish(batches: tf.data.Dataset) -> tf.data.Dataset:
