@@ -29,7 +29,7 @@ RETIRED_FLAGS = {
     "db_name": "results are kept as files: logs/<dataset>/<date>_<name>/train/log.jsonl",
     "logdir": "use --name, or --storage for another place of logs/",
     "mode": "run train_val.py to train and validate, test.py to test",
-    "norm": "images are standardised one by one, as the published default did",
+    "norm": "use --normalize; images are standardised one by one by default, as the published code did",
     "num_threads": "the input pipeline uses all cores by itself",
     "drop_rate": "the published code never read it",
 }

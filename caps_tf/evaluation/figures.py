@@ -20,6 +20,7 @@ from caps_tf.evaluation.style import COLORS, FAINT, INK, add_legend, new_figure,
 
 _SCHEDULES = {
     "learning_rate": "learning rate",
+    "momentum": "momentum",
     "margin": "spread loss margin",
     "inverse_temperature": "inverse temperature",
 }

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES, VIEWS
 from caps_tf.errors import UserError
 from caps_tf.files import write_atomically
 
 NETWORKS = ("matrix_capsules", "cnn_baseline")
 LOSSES = ("auto", "spread", "cross_entropy")
-VIEWS = ("both", "left", "right", "stereo")
 VIEWPOINTS = ("", "azimuth", "elevation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-AUGMENTATIONS = ("auto", "norb", "crop")
+OPTIMIZERS = ("adam", "radam", "sgd")
+SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
 SWITCH = ("auto", "on", "off")
 
 
@@ -47,16 +48,35 @@ class RunConfig:
     views: str = _option(
         "both", "data", "NORB cameras: both (each view is an example), left, right, or stereo (two channels)", VIEWS
     )
-    resize: str = _option("", "data", "pixels to resize images to, N or ROWSxCOLUMNS, 0 for none; default 48 for NORB")
+    resize: str = _option(
+        "",
+        "data",
+        "pixels to resize images to, N or ROWSxCOLUMNS, 0 for none; default 48 for NORB, none if image_size is larger",
+    )
     image_size: str = _option(
         "", "data", "pixels of the crop that the network sees, N or ROWSxCOLUMNS, 0 for none; default 32 for NORB"
     )
+    pad: int = _option(0, "data", "pixels added on each side of training images before the random crop")
+    pad_mode: str = _option("edge", "data", "edge repeats the outermost pixels, zero adds black ones", PAD_MODES)
     augment: str = _option(
         "auto",
         "data",
-        "of training images: norb (random crop, brightness and contrast) or crop (random crop only); auto: norb for "
-        "NORB data, else crop",
-        AUGMENTATIONS,
+        "of training images: norb (random crop, brightness and contrast), crop (random crop only), crop_flip (and "
+        "mirrored left to right), or none; auto: norb for NORB data, else crop",
+        ("auto", *AUGMENTATIONS),
+    )
+    normalize: str = _option(
+        "image",
+        "data",
+        "image (each by its own mean and deviation), channel (by channel_mean and channel_std), or none (0 to 1)",
+        NORMALIZATIONS,
+    )
+    channel_mean: str = _option(
+        "0.4914,0.4822,0.4465", "data", "of values from 0 to 1, one a channel or one for all; default CIFAR-10's"
+    )
+    channel_std: str = _option("0.2023,0.1994,0.2010", "data", "standard deviations that go with channel_mean")
+    mixup: float = _option(
+        0.0, "data", "alpha of mixup: examples are blended in pairs by weights from Beta(alpha, alpha); 0 for none"
     )
     val_prop: float = _option(0.1, "data", "share of the training records held out for validation, 0 for none")
     val_instances: str = _option(
@@ -80,11 +100,31 @@ class RunConfig:
     batch_size: int = _option(64, "optimisation", "examples in a step, over all devices and hosts together")
     epoch: int = _option(100, "optimisation", "epochs to train")
     loss: str = _option(
-        "auto", "optimisation", "spread or cross_entropy; auto: spread for capsules, cross_entropy for the CNN", LOSSES
+        "auto",
+        "optimisation",
+        "spread or cross_entropy; auto: spread for matrix_capsules, else cross_entropy",
+        LOSSES,
     )
-    lrn_rate: float = _option(3e-3, "optimisation", "learning rate of Adam at the start")
+    optimizer: str = _option(
+        "adam", "optimisation", "adam, radam (rectified Adam, Liu et al. 2020), or sgd (with momentum)", OPTIMIZERS
+    )
+    momentum: float = _option(0.9, "optimisation", "of sgd; beta_1 of adam and radam; one_cycle lowers it meanwhile")
+    weight_decay: float = _option(
+        0.0,
+        "optimisation",
+        "shrinks all weights: with sgd as an L2 term of the gradient, with adam and radam decoupled from it",
+    )
+    schedule: str = _option(
+        "exponential",
+        "optimisation",
+        "of the learning rate: exponential (lrn_decay), steps (a tenth from each of lrn_drop_epochs on), one_cycle "
+        "(a tenth of the run up from 1e-5, then down to it along a cosine), or constant",
+        SCHEDULES,
+    )
+    lrn_rate: float = _option(3e-3, "optimisation", "learning rate at the start; with one_cycle, the highest")
     lrn_decay: float = _option(0.96, "optimisation", "factor of the learning rate every lrn_decay_steps")
     lrn_decay_steps: int = _option(20_000, "optimisation", "steps in which the learning rate falls by lrn_decay")
+    lrn_drop_epochs: str = _option("150,250", "optimisation", "epochs after which schedule=steps divides by 10")
     margin_steps: float = _option(
         50_000.0,
         "optimisation",
@@ -117,10 +157,10 @@ class RunConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("weight_reg", "checkpoint_every", "seed"):
+        for name in ("weight_reg", "checkpoint_every", "seed", "pad", "mixup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
-        for name in ("val_prop", "dropout"):
+        for name in ("val_prop", "dropout", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)}")
         if "/" in self.name:
@@ -128,13 +168,52 @@ class RunConfig:
         parse_size(self.resize, "resize")
         parse_size(self.image_size, "image_size")
         self.validation_instances()
+        self.drop_epochs()
+        self.channel_statistics()
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.mixup and self.uses_spread_loss:
+            raise UserError("mixup blends classes, and the spread loss knows only one: add --loss=cross_entropy")
+        if self.pad and self.augment == "none":
+            raise UserError("pad widens images for the random crop, which augment=none leaves out: use --augment=crop")
+        if self.augment == "norb" and self.normalize == "none":
+            raise UserError(
+                "augment=norb changes brightness by up to 2 standard deviations, but normalize=none leaves values from "
+                "0 to 1: use --normalize=image, or --augment=crop"
+            )
+
+    @property
+    def uses_spread_loss(self) -> bool:
+        """Whether the loss is the spread loss, by name or as the network's own."""
+        return self.loss == "spread" or (self.loss == "auto" and self.network == "matrix_capsules")
+
+    def drop_epochs(self) -> tuple[int, ...]:
+        """The epochs after which schedule=steps lowers the learning rate, increasing."""
+        epochs = _parse_numbers(self.lrn_drop_epochs, "lrn_drop_epochs", int)
+        if any(later <= earlier for earlier, later in zip((0, *epochs), epochs)):
+            raise UserError(f"lrn_drop_epochs must be positive and increase, not {self.lrn_drop_epochs!r}")
+        return epochs
+
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Means and standard deviations of normalize=channel."""
+        means = _parse_numbers(self.channel_mean, "channel_mean", float)
+        deviations = _parse_numbers(self.channel_std, "channel_std", float)
+        if not all(deviation > 0 for deviation in deviations):
+            raise UserError(f"channel_std must be positive, not {self.channel_std!r}")
+        return means, deviations
 
     def validation_instances(self) -> tuple[int, ...]:
         """The training instances held out for validation, empty if a share of all records is."""
-        try:
-            return tuple(int(instance) for instance in self.val_instances.split(",") if instance)
-        except ValueError:
-            raise UserError(f"val_instances must be numbers such as 8,9, not {self.val_instances!r}") from None
+        return _parse_numbers(self.val_instances, "val_instances", int)
+
+
+def _parse_numbers(text: str, name: str, kind: type) -> tuple:
+    try:
+        return tuple(kind(number) for number in text.split(",") if number)
+    except ValueError:
+        example = "8,9" if kind is int else "0.5,0.25"
+        raise UserError(f"{name} must be numbers such as {example}, not {text!r}") from None
 
 
 def parse_size(text: str, flag: str) -> tuple[int, int] | None:

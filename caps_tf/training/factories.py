@@ -1,5 +1,6 @@
-"""From parameters to parts: the network, the loss and the optimiser that train_val.py and test.py share."""
+"""From parameters to parts: the network and the loss that train_val.py and test.py share."""
 
+import functools
 from collections.abc import Mapping
 
 import keras
@@ -7,9 +8,12 @@ import tensorflow as tf
 
 from caps_tf import models
 from caps_tf.errors import UserError
-from caps_tf.losses import MarginSchedule, spread_loss
+from caps_tf.losses import spread_loss
 from caps_tf.training.config import RunConfig
 from caps_tf.training.steps import LossFunction
+
+LOGIT_NETWORKS = ("heinsen_norb", "heinsen_sst", "attention")
+"""Networks whose scores are logits; the others' are between 0 and 1."""
 
 
 def make_model(
@@ -28,12 +32,7 @@ def make_model(
     Raises:
         UserError: if the data lack what the network reads, or images are too small for it.
     """
-    if "image" not in input_shapes:
-        raise UserError(
-            f"{config.network} reads images, but {config.dataset} holds {', '.join(input_shapes)}: "
-            "choose another --network or --dataset"
-        )
-    image_shape = input_shapes["image"]
+    image_shape = _shape_of("image", input_shapes, config)
     if config.network == "cnn_baseline":
         return models.cnn_baseline(
             image_shape, num_classes, dropout=config.dropout, weight_reg=config.weight_reg, dtype=config.precision
@@ -53,28 +52,47 @@ def make_model(
     )
 
 
+def _shape_of(
+    feature: str, input_shapes: Mapping[str, tuple[int | None, ...]], config: RunConfig
+) -> tuple[int | None, ...]:
+    if feature not in input_shapes:
+        raise UserError(
+            f"{config.network} reads {feature!r}, but {config.dataset} holds {', '.join(input_shapes)}: "
+            "choose another --network or --dataset"
+        )
+    return input_shapes[feature]
+
+
 def make_loss(config: RunConfig) -> LossFunction:
-    """Returns the loss of each example as a function of labels, scores and margin.
+    """Returns the loss of each example as a function of labels or soft targets, scores and margin."""
+    loss = spread if config.uses_spread_loss else cross_entropy
+    return functools.partial(loss, from_logits=config.network in LOGIT_NETWORKS)
 
-    Cross-entropy takes the scores divided by their sum as probabilities, which a softmax's already are.
+
+def cross_entropy(labels: tf.Tensor, scores: tf.Tensor, margin: tf.Tensor, from_logits: bool = False) -> tf.Tensor:
+    """Cross-entropy of each example, [b].
+
+    Args:
+        labels: int [b], or targets float [b, classes] that say how much of each class an example is.
+        scores: [b, classes]; unless they are logits, divided by their sum they are probabilities, which a softmax's
+            already are.
+        margin: not used.
+        from_logits: whether scores are logits.
+
+    Example:
+        >>> scores = tf.constant([[0.5, 0.25, 0.25]])
+        >>> hard, soft = tf.constant([1]), tf.constant([[0.5, 0.5, 0.0]])
+        >>> [round(float(cross_entropy(labels, scores, 0.0)[0]), 4) for labels in (hard, soft)]
+        [1.3863, 1.0397]
     """
-    if config.loss == "cross_entropy" or (config.loss == "auto" and config.network == "cnn_baseline"):
-        return lambda labels, scores, margin: keras.losses.sparse_categorical_crossentropy(labels, scores)
-    return spread_loss
+    soft = labels.shape.rank == 2
+    kind = keras.losses.categorical_crossentropy if soft else keras.losses.sparse_categorical_crossentropy
+    return kind(labels, scores, from_logits=from_logits)
 
 
-def make_margin_schedule(config: RunConfig) -> MarginSchedule:
-    """The margin of the spread loss as a function of the training step."""
-    return MarginSchedule(steps=config.margin_steps)
-
-
-def make_optimizer(config: RunConfig) -> keras.optimizers.Optimizer:
-    """Adam with the published exponential decay; with a loss scale if weights are trained in float16."""
-    schedule = keras.optimizers.schedules.ExponentialDecay(config.lrn_rate, config.lrn_decay_steps, config.lrn_decay)
-    optimizer = keras.optimizers.Adam(schedule)
-    if config.precision == "mixed_float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
+def spread(labels: tf.Tensor, scores: tf.Tensor, margin: tf.Tensor, from_logits: bool = False) -> tf.Tensor:
+    """Spread loss of each example, [b]; of a softmax of the scores, if they are logits."""
+    return spread_loss(labels, keras.ops.softmax(scores) if from_logits else scores, margin)
 
 
 def use_jit(config: RunConfig, strategy: tf.distribute.Strategy) -> bool:

@@ -13,8 +13,8 @@ LossFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """Labels int [b] or targets float [b, classes], scores [b, classes] and margin to the loss of each example [b]."""
 
 Batch = Mapping[str, tf.Tensor]
-"""Features and labels by name: what the model's inputs are called, "label" int [b], and, where labels are soft, "target"
-float [b, classes]; in evaluation also "weight" (0 for padding)."""
+"""By name: the model's inputs, "label" int [b], where labels are soft "target" float [b, classes], and in evaluation
+"weight" [b], 0 for padding."""
 
 
 class StepResult(NamedTuple):

@@ -11,7 +11,8 @@ from caps_tf.evaluation.predictions import Predictions
 from caps_tf.progress import Progress
 from caps_tf.training.checkpoints import restore
 from caps_tf.training.config import RunConfig
-from caps_tf.training.factories import capsule_outputs, make_loss, make_margin_schedule, make_model
+from caps_tf.training.factories import capsule_outputs, make_loss, make_model
+from caps_tf.training.regime import make_margin_schedule
 from caps_tf.training.steps import make_scorer
 
 NOT_FACTORS = ("label", "weight", "id")

@@ -10,19 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from caps_tf.errors import UserError
-from caps_tf.routing.em import inverse_temperature
 from caps_tf.training.checkpoints import Checkpoints
 from caps_tf.training.config import RunConfig
 from caps_tf.training.devices import distribute, is_chief
-from caps_tf.training.factories import (
-    capsule_outputs,
-    make_loss,
-    make_margin_schedule,
-    make_model,
-    make_optimizer,
-    use_jit,
-)
+from caps_tf.training.factories import capsule_outputs, make_loss, make_model, use_jit
 from caps_tf.training.logs import TrainingLog
+from caps_tf.training.regime import make_gauges, make_margin_schedule, make_optimizer
 from caps_tf.training.steps import StepResult, make_scorer, make_train_step, model_inputs
 
 PROFILED_STEPS = (10, 20)
@@ -50,7 +43,7 @@ class Trainer:
     """Trains a network and keeps what it learns in a directory.
 
     A run is a function of its parameters and of the step: after `checkpoints.restore`, `run` goes on with the very
-    batches, rates and margins that an unbroken run would have had.
+    batches, rates, margins and dropped units that an unbroken run would have had.
 
     Args:
         config: the run's parameters.
@@ -75,16 +68,19 @@ class Trainer:
         self._writes = is_chief(strategy)
         with strategy.scope():
             self.model = make_model(config, data.input_shapes, data.num_classes)
-            self._optimizer = make_optimizer(config)
+            self._optimizer = make_optimizer(config, data.steps_per_epoch)
             self._optimizer.build(self.model.trainable_variables)
             self.checkpoints = Checkpoints(
                 directory / "checkpoints", self.model, self._optimizer, config.keep_checkpoints, self._writes
             )
         loss_function = make_loss(config)
         self._margin_schedule = make_margin_schedule(config)
+        self._gauges = make_gauges(config, data.steps_per_epoch)
         self._train_step = make_train_step(
             strategy, self.model, self._optimizer, loss_function, config.batch_size, use_jit(config, strategy)
         )
+        weights = {id(variable) for variable in self.model.weights}
+        self._random_states = [variable for variable in self.model.variables if id(variable) not in weights]
         self._capsules = capsule_outputs(self.model)
         activations = [activations for _, activations in self._capsules.values()]
         self._score = make_scorer(
@@ -125,31 +121,30 @@ class Trainer:
         for batch in batches:
             step = self._step
             self._profile(step)
+            self._seed_randomness(step)
             margin = self._margin_schedule(step)
             result = self._train_step(batch, margin)
             self._check_finite(result, batch, step)
             self.checkpoints.step.assign_add(1)
             meter.add(result)
             if (step + 1) % config.log_every == 0:
-                self._log_training(step + 1, epoch, meter, float(margin), log)
+                self._log_training(epoch, meter, log)
             # The last step of an epoch is saved after validation, so that a restart never skips a validation.
             ends_epoch = (step + 1) % self._data.steps_per_epoch == 0
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0 and not ends_epoch:
                 self.checkpoints.save()
         if meter.steps:
-            self._log_training(self._step, epoch, meter, float(self._margin_schedule(self._step)), log)
+            self._log_training(epoch, meter, log)
 
-    def _log_training(self, step: int, epoch: int, meter: "_Meter", margin: float, log: TrainingLog) -> None:
-        figures = meter.read_and_reset()
-        log.record(
-            "train",
-            step,
-            epoch,
-            **figures,
-            margin=margin,
-            inverse_temperature=inverse_temperature(self._config.iter_routing - 1, self._config.final_lambda),
-            learning_rate=float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)),
-        )
+    def _seed_randomness(self, step: int) -> None:
+        """Makes what dropout drops a function of the step. Checkpoints do not hold the state of its random numbers."""
+        for number, state in enumerate(self._random_states):
+            state.assign(np.random.SeedSequence([self._config.seed, step, number]).generate_state(2))
+
+    def _log_training(self, epoch: int, meter: "_Meter", log: TrainingLog) -> None:
+        step, figures = self._step, meter.read_and_reset()
+        gauges = {name: float(gauge(step)) for name, gauge in self._gauges.items()}
+        log.record("train", step, epoch, **figures, **gauges)
         log.progress(
             step,
             f"{epoch + 1}/{self._config.epoch}",
