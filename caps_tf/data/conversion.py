@@ -47,8 +47,8 @@ class RecordSource(Protocol):
     def __len__(self) -> int:
         """The number of rows."""
 
-    def example(self, row: int) -> Mapping[str, bytes | str | int]:
-        """The features of one row, encoded as the dataset's schema wants them."""
+    def examples(self, rows: Sequence[int]) -> Iterator[Mapping[str, bytes | str | int]]:
+        """The features of these rows, in this order, encoded as the dataset's schema wants them."""
 
     def fingerprint(self) -> str:
         """Changes when the content of the rows does."""
@@ -188,7 +188,7 @@ class _Shard:
     path: Path
     split: str
     source: RecordSource
-    rows: Sequence[int]
+    rows: np.ndarray
 
 
 def _shards(
@@ -235,8 +235,8 @@ def _write_shards(shards: Sequence[_Shard], num_threads: int) -> int:
 
 def _write_shard(shard: _Shard, count: Callable[[int], None]) -> None:
     def encoded() -> Iterator[bytes]:
-        for row in shard.rows:
-            yield records.encode_example(shard.source.example(int(row)))
+        for example in shard.source.examples(shard.rows.tolist()):
+            yield records.encode_example(example)
             count(1)
 
     temporary = shard.path.with_name(shard.path.name + _TEMPORARY)

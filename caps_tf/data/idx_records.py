@@ -14,7 +14,7 @@ import gzip
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,13 +114,14 @@ class IdxRecords:
     def __len__(self) -> int:
         return len(self.images)
 
-    def example(self, row: int) -> dict[str, bytes | str | int]:
-        """The features of the image at `row`."""
-        return {
-            "image": encode_png(self.images[row]),
-            "label": int(self.labels[row]),
-            "id": f"{self.split}_{row:05d}",
-        }
+    def examples(self, rows: Sequence[int]) -> Iterator[dict[str, bytes | str | int]]:
+        """The features of the images at `rows`."""
+        for row in rows:
+            yield {
+                "image": encode_png(self.images[row]),
+                "label": int(self.labels[row]),
+                "id": f"{self.split}_{row:05d}",
+            }
 
     def fingerprint(self) -> str:
         """A checksum of images and labels."""

@@ -10,6 +10,7 @@
 """
 
 import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import google_crc32c
@@ -84,21 +85,22 @@ class NorbRecords:
     def __len__(self) -> int:
         return len(self.norb)
 
-    def example(self, row: int) -> dict[str, bytes | str | int]:
-        """The features of the pair at `row`."""
-        left, right = self._read(row, row + 1)[0]
+    def examples(self, rows: Sequence[int]) -> Iterator[dict[str, bytes | str | int]]:
+        """The features of the pairs at `rows`."""
         encode = encode_png if self.encoding == "png" else np.ndarray.tobytes
-        instance, elevation, azimuth, lighting = self.norb.info[row].tolist()
-        return {
-            "image": encode(left),
-            "image2": encode(right),
-            "label_category": int(self.norb.category[row]),
-            "instance": instance,
-            "label_elevation": elevation,
-            "label_azimuth": azimuth // 2,
-            "label_lighting": lighting,
-            "id": f"{self.split}_{row:05d}",
-        }
+        for row in rows:
+            left, right = self._read(row, row + 1)[0]
+            instance, elevation, azimuth, lighting = self.norb.info[row].tolist()
+            yield {
+                "image": encode(left),
+                "image2": encode(right),
+                "label_category": int(self.norb.category[row]),
+                "instance": instance,
+                "label_elevation": elevation,
+                "label_azimuth": azimuth // 2,
+                "label_lighting": lighting,
+                "id": f"{self.split}_{row:05d}",
+            }
 
     def fingerprint(self) -> str:
         """A checksum of images and labels, the same whether the files are compressed or not."""

@@ -1,0 +1,75 @@
+"""Converts labelled sentences into TFRecords of token embeddings that `--dataset` accepts.
+
+    python data/convert_text_to_tfrecord.py --train=stsa.binary.train --validation=stsa.binary.dev \\
+      --test=stsa.binary.test --class_names=negative,positive --data_dir=data/sst2
+    python train_val.py --network=heinsen_sst --dataset=data/sst2
+
+Each file has a label and a sentence a line. An encoder turns a sentence into the embeddings of its tokens at every
+layer, kept in half precision: tokens x depth x width x 2 bytes. It can be killed and started again at any time.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before an encoder imports TensorFlow: its start-up chatter
+
+from caps_tf.data import conversion
+from caps_tf.data.sentence_records import SentenceRecords, read_labelled_text, sentence_schema
+from caps_tf.data.text_encoders import WORDLLAMA, open_encoder
+from caps_tf.errors import UserError, run_script
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("train", None, "text file of training sentences, 'label text' a line", required=True)
+flags.DEFINE_string("validation", None, "text file of validation sentences [a share of the training sentences]")
+flags.DEFINE_string("test", None, "text file of test sentences", required=True)
+flags.DEFINE_string("data_dir", None, "directory to write", required=True)
+flags.DEFINE_string(
+    "encoder", WORDLLAMA, "wordllama, a local directory of Hugging Face, or a Keras model file with its tokenizer"
+)
+flags.DEFINE_list("class_names", None, "names of the classes, in the order of their sorted labels [the labels]")
+flags.DEFINE_integer("num_shards", 16, "files a split", lower_bound=1, upper_bound=99999)
+flags.DEFINE_integer("seed", 0, "of the order of the records", lower_bound=0)
+flags.DEFINE_bool("overwrite", False, "start from scratch, whatever is there")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    output = Path(FLAGS.data_dir)
+    class_labels = sorted(set(read_labelled_text(FLAGS.train)[0]))
+    class_names = FLAGS.class_names or class_labels
+    if len(class_labels) < 2 or len(class_names) != len(class_labels):
+        raise UserError(
+            f"{FLAGS.train}: has {len(class_labels)} classes ({', '.join(class_labels[:10])}), "
+            f"--class_names gives {len(class_names)}: two or more are needed, one name each"
+        )
+    encoder = open_encoder(FLAGS.encoder)
+    files = {"train": FLAGS.train, "validation": FLAGS.validation, "test": FLAGS.test}
+    splits = {
+        split: SentenceRecords.read(path, split, class_labels, encoder) for split, path in files.items() if path
+    }
+    name = re.sub(r"\W+", "_", output.resolve().name).lower()
+    written = conversion.convert(
+        output,
+        sentence_schema(name, encoder.depth, encoder.width, class_names),
+        splits,
+        num_shards=FLAGS.num_shards,
+        seed=FLAGS.seed,
+        num_threads=1,  # an encoder uses all cores by itself
+        overwrite=FLAGS.overwrite,
+    )
+    counts = ", ".join(f"{len(records)} {split}" for split, records in splits.items())
+    size = sum(path.stat().st_size for path in output.iterdir())
+    print(
+        f"{output}: {counts} sentences of {encoder.depth} x {encoder.width} a token, {size / 1e6:.1f} MB, "
+        f"{f'{written} shards written' if written else 'verified'}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
