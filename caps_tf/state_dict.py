@@ -146,8 +146,8 @@ class _Unpickler(pickle.Unpickler):
             return _GLOBALS[module, name]
         except KeyError:
             raise UserError(
-                f"its pickle asks for {module}.{name}, which a state dict has no use for: "
-                "nothing was run; get the weights from a source that you trust"
+                f"its pickle asks for {module}.{name}, and only tensors are read: nothing was run; "
+                "get the weights from a source that you trust"
             ) from None
 
     def persistent_load(self, pid: Any) -> _Storage:

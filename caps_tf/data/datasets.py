@@ -1,4 +1,4 @@
-"""Opens an image data set by name or path, through TensorFlow Datasets."""
+"""Opens a data set of images or of sentences by name or path, through TensorFlow Datasets."""
 
 import os
 from dataclasses import dataclass
@@ -49,13 +49,39 @@ class ImageDataset:
     builder: tfds.core.DatasetBuilder
 
 
-def open_dataset(name: str, data_dir: PathLike | None = None, storage: PathLike = ".") -> ImageDataset:
+@dataclass(frozen=True, eq=False)
+class SentenceDataset:
+    """A classification data set of sentences, kept as the embeddings of their tokens.
+
+    Attributes:
+        name: as TensorFlow Datasets knows it.
+        class_names: one a class, in the order of the labels.
+        depth, width: embeddings a token, one a layer of the encoder, and numbers in each.
+        num_train, num_validation, num_test: records; there may be no validation split.
+        record_bytes: average size of an undecoded record.
+        builder: reads the records.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    depth: int
+    width: int
+    num_train: int
+    num_validation: int
+    num_test: int
+    record_bytes: int
+    builder: tfds.core.DatasetBuilder
+
+
+def open_dataset(
+    name: str, data_dir: PathLike | None = None, storage: PathLike = "."
+) -> ImageDataset | SentenceDataset:
     """Opens a data set, and downloads it if TensorFlow Datasets can.
 
     Args:
         name: one of
             - smallNORB or renderedNORB, converted by data/convert_to_tfrecord.py;
-            - a directory that TensorFlow Datasets wrote (it holds dataset_info.json);
+            - a directory that TensorFlow Datasets wrote (it holds dataset_info.json), such as those of our converters;
             - an image folder: train/<class>/*.png and test/<class>/*.png, or .jpg. If any image is in colour, all are
               read as colour;
             - a name of TensorFlow Datasets' catalogue, such as cifar10.
@@ -64,7 +90,7 @@ def open_dataset(name: str, data_dir: PathLike | None = None, storage: PathLike 
 
     Raises:
         UserError: there is no such data set, it is not here (or only half) and cannot be fetched, or it is not one of
-            labelled images with a training and a test split.
+            labelled images or embedded sentences with a training and a test split.
 
     Example:
         >>> open_dataset("smallNORB").image_shape  # doctest: +SKIP
@@ -170,28 +196,42 @@ def _open_image_folder(directory: Path) -> ImageDataset:
 
 def _describe(
     builder: tfds.core.DatasetBuilder, name: str | None = None, record_bytes: int | None = None
-) -> ImageDataset:
+) -> ImageDataset | SentenceDataset:
     info, name = builder.info, name or builder.info.name
+    of_sentences = "embedding" in info.features
     try:
         _, label_key = info.supervised_keys
-        class_names = info.features[label_key].names
-        height, width, channels = info.features["image"].shape
+        class_names = tuple(info.features[label_key].names)
+        first, second, third = info.features["embedding" if of_sentences else "image"].shape
     except (TypeError, ValueError, AttributeError, KeyError):
-        raise UserError(f"{name}: is not a data set of labelled images") from None
-    test_split = "test" if "test" in info.splits else "validation"
+        raise UserError(f"{name}: is not a data set of labelled images or embedded sentences") from None
+    test_split = "test" if of_sentences or "test" in info.splits else "validation"
     for split in ("train", test_split):
         if split not in info.splits or not info.splits[split].num_examples:
             raise UserError(f"{name}: has no {split} split (it has {', '.join(info.splits) or 'none'})")
-    train = info.splits["train"]
+    train, num_test = info.splits["train"], info.splits[test_split].num_examples
+    record_bytes = record_bytes or int(train.num_bytes) // train.num_examples
+    if of_sentences:
+        return SentenceDataset(
+            name=name,
+            class_names=class_names,
+            depth=second,
+            width=third,
+            num_train=train.num_examples,
+            num_validation=info.splits["validation"].num_examples if "validation" in info.splits else 0,
+            num_test=num_test,
+            record_bytes=record_bytes,
+            builder=builder,
+        )
     return ImageDataset(
         name=name,
-        class_names=tuple(class_names),
-        image_shape=(height, width, channels),
+        class_names=class_names,
+        image_shape=(first, second, third),
         num_train=train.num_examples,
-        num_test=info.splits[test_split].num_examples,
+        num_test=num_test,
         test_split=test_split,
         has_stereo="image2" in info.features,
         has_viewpoints=all(key in info.features for key in VIEWPOINT_FEATURES),
-        record_bytes=record_bytes or int(train.num_bytes) // train.num_examples,
+        record_bytes=record_bytes,
         builder=builder,
     )

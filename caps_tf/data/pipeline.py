@@ -14,7 +14,7 @@ from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.data.splits import Split
 from caps_tf.errors import UserError
 
-_SHUFFLE_BYTES = 1 << 30
+SHUFFLE_BYTES = 1 << 30
 _VIEWPOINT_KEYS = {
     "instance": "instance",
     "elevation": "label_elevation",
@@ -72,13 +72,13 @@ def training_batches(
         return {"image": tf.ensure_shape(image, shape)} | {key: example[key] for key in ("label", "id", "view")}
 
     # Shuffled before decoding, when an example of smallNORB is small enough for the buffer to hold all of them.
-    buffer = min(count, max(1, _SHUFFLE_BYTES * count // (split.num_records * split.dataset.record_bytes)))
+    buffer = min(count, max(1, SHUFFLE_BYTES * count // (split.num_records * split.dataset.record_bytes)))
     examples = _examples(split, preprocessing).shuffle(buffer, seed=shuffle_seed, reshuffle_each_iteration=False)
     examples = examples.enumerate().skip(skip_batches * batch_size)
     examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     # A smaller last batch would weigh its examples more, be compiled a second time, and may leave a replica empty. The
     # examples left out are others in every epoch.
-    return _finish(examples.batch(batch_size, drop_remainder=True))
+    return finish(examples.batch(batch_size, drop_remainder=True))
 
 
 def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: int) -> tf.data.Dataset:
@@ -109,7 +109,7 @@ def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: i
     examples = _examples(split, preprocessing).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     filling = -num_examples(split, preprocessing) % batch_size
     filler = examples.take(1).cache().repeat(filling).map(lambda example: example | {"weight": tf.constant(0.0)})
-    return _finish(examples.concatenate(filler).batch(batch_size, drop_remainder=True))
+    return finish(examples.concatenate(filler).batch(batch_size, drop_remainder=True))
 
 
 def _examples(split: Split, preprocessing: Preprocessing) -> tf.data.Dataset:
@@ -120,7 +120,7 @@ def _examples(split: Split, preprocessing: Preprocessing) -> tf.data.Dataset:
 
     def select(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         views = tf.stack([record["image"], record["image2"]] if stereo else [record["image"]])
-        labels = {"label": tf.cast(record[label_key], tf.int32), "id": _record_id(record)}
+        labels = {"label": tf.cast(record[label_key], tf.int32), "id": record_id(record)}
         if split.dataset.has_viewpoints:
             labels |= {key: tf.cast(record[feature], tf.int32) for key, feature in _VIEWPOINT_KEYS.items()}
         if preprocessing.views == "both":
@@ -134,12 +134,12 @@ def _examples(split: Split, preprocessing: Preprocessing) -> tf.data.Dataset:
     return examples.unbatch() if preprocessing.views == "both" else examples
 
 
-def _record_id(record: Mapping[str, tf.Tensor]) -> tf.Tensor:
+def record_id(record: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """The row that an id such as "train_00042" names, else the record's position: numbers, which fit every device."""
     if "id" not in record or record["id"].dtype != tf.string:
         return record["position"]
     return tf.cond(
-        tf.strings.regex_full_match(record["id"], r"(train|test)_\d{1,18}"),
+        tf.strings.regex_full_match(record["id"], r"(train|validation|test)_\d{1,18}"),
         lambda: tf.strings.to_number(tf.strings.regex_replace(record["id"], r"^[a-z]+_", ""), tf.int64),
         lambda: record["position"],
     )
@@ -211,7 +211,8 @@ def _normalize(view: tf.Tensor, image: tf.Tensor, preprocessing: Preprocessing) 
     return (view - tf.reduce_mean(image)) / deviation
 
 
-def _finish(batches: tf.data.Dataset) -> tf.data.Dataset:
+def finish(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches as every replica and worker wants them, prepared ahead."""
     options = tf.data.Options()
     # Every worker reads all records and takes its part of each batch: sharding by files would change the batches.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from caps_tf.data.datasets import VIEWPOINT_FEATURES, ImageDataset
+from caps_tf.data.datasets import VIEWPOINT_FEATURES, ImageDataset, SentenceDataset
 from caps_tf.errors import UserError
 
 # G. E. Hinton, S. Sabour, N. Frosst, "Matrix capsules with EM routing", ICLR 2018, section 5.1, as
@@ -36,7 +36,7 @@ class Split:
         num_records: how many remain.
     """
 
-    dataset: ImageDataset
+    dataset: ImageDataset | SentenceDataset
     name: str
     source: str
     start: int
@@ -45,7 +45,7 @@ class Split:
     keep: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def records(self) -> tf.data.Dataset:
-        """The records in the order of the files: features with undecoded images, and "position" (int64)."""
+        """The records in the order of the files: undecoded features (images, embeddings), and "position"."""
         records = _read(self.dataset, self.source, self.start, self.stop).enumerate(self.start)
         records = records.map(lambda position, record: {**record, "position": position})
         if self.keep:
@@ -127,6 +127,33 @@ def make_splits(
     return splits
 
 
+def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dict[str, Split]:
+    """Divides a set of sentences: the files' own validation split validates, if there is one.
+
+    Args:
+        dataset: the sentences.
+        val_prop: without a validation split, the proportion of the training records that validate; 0 for none.
+
+    Returns:
+        "train", "validation" (unless `val_prop` is 0 and there is no such split) and "test".
+
+    Raises:
+        UserError: a split would be empty.
+    """
+    if not 0 <= val_prop < 1:
+        raise UserError(f"val_prop must be at least 0 and below 1, not {val_prop}")
+    held_out = 0 if dataset.num_validation else round(val_prop * dataset.num_train)
+    parts = {"train": ("train", 0, dataset.num_train - held_out)}
+    if dataset.num_validation:
+        parts["validation"] = ("validation", 0, dataset.num_validation)
+    elif held_out:
+        parts["validation"] = ("train", dataset.num_train - held_out, dataset.num_train)
+    parts["test"] = ("test", 0, dataset.num_test)
+    if dataset.num_train == held_out:
+        raise UserError(f"{dataset.name}: no records for train: lower --val_prop")
+    return {name: Split(dataset, name, source, start, stop, stop - start) for name, (source, start, stop) in parts.items()}
+
+
 def _viewpoint_labels(dataset: ImageDataset, source: str) -> dict[str, np.ndarray]:
     """Reads instance and viewpoint of every record, without the images."""
     records = _read(dataset, source, 0, dataset.builder.info.splits[source].num_examples)
@@ -135,11 +162,11 @@ def _viewpoint_labels(dataset: ImageDataset, source: str) -> dict[str, np.ndarra
     return {key: np.concatenate([batch[key] for batch in batches]) for key in VIEWPOINT_FEATURES}
 
 
-def _read(dataset: ImageDataset, source: str, start: int, stop: int) -> tf.data.Dataset:
-    """Reads a range of records in the order of the files; images stay undecoded."""
+def _read(dataset: ImageDataset | SentenceDataset, source: str, start: int, stop: int) -> tf.data.Dataset:
+    """Reads a range of records in the order of the files; images and embeddings stay undecoded."""
     config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
-    images = ("image", "image2") if dataset.has_stereo else ("image",)
-    options = {"decoders": {key: tfds.decode.SkipDecoding() for key in images}, "read_config": config}
+    large = [key for key in ("image", "image2", "embedding") if key in dataset.builder.info.features]
+    options = {"decoders": {key: tfds.decode.SkipDecoding() for key in large}, "read_config": config}
     if isinstance(dataset.builder, tfds.ImageFolder):  # cannot read a part of a split
         return dataset.builder.as_dataset(split=source, **options).skip(start).take(stop - start)
     part = tfds.core.ReadInstruction(source, from_=start, to=stop, unit="abs")

@@ -82,13 +82,14 @@ class WordLlamaEncoder:
 
     def __init__(self):
         try:
-            from wordllama import WordLlama
+            import wordllama
         except ImportError:
             raise UserError(
                 "the encoder wordllama is not installed: pip install 'caps_tf[text]' (or pip install wordllama), "
                 "or give another --encoder"
             ) from None
-        model = WordLlama.load(disable_download=True)
+        # By itself the package overlooks the tokenizer that it ships.
+        model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
         self._table = np.asarray(model.embedding, np.float32)
         self._tokenizer = _FastTokenizer(model.tokenizer, WORDLLAMA)
         self.depth, self.width = 1, self._table.shape[1]

@@ -1,15 +1,17 @@
 """From parameters to data: what a run trains, validates and tests on."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from caps_tf.data.datasets import ImageDataset, open_dataset
+from caps_tf.data import sentences
+from caps_tf.data.datasets import ImageDataset, SentenceDataset, open_dataset
 from caps_tf.data.mixup import mixed_batches
-from caps_tf.data.pipeline import evaluation_batches, num_examples, num_training_batches, training_batches
+from caps_tf.data.pipeline import evaluation_batches, num_examples, training_batches
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
-from caps_tf.data.splits import Split, make_splits
+from caps_tf.data.splits import Split, make_sentence_splits, make_splits
 from caps_tf.training.config import RunConfig, parse_size
 from caps_tf.training.tester import TestPart
 from caps_tf.training.trainer import TrainingData
@@ -35,25 +37,23 @@ def make_training_data(config: RunConfig) -> TrainingData:
     Raises:
         UserError: if the data are missing, or do not suit the parameters.
     """
-    dataset, preprocessing, splits = _open(config)
-    train, validation = splits["train"], splits.get("validation")
-
-    input_shapes = {"image": preprocessing.input_shape(dataset)}
-    num_classes = len(dataset.class_names)
+    source = _open(config)
+    train, validation = source.splits["train"], source.splits.get("validation")
+    num_classes = len(train.dataset.class_names)
 
     def training(epoch: int, skip_batches: int) -> tf.data.Dataset:
         place = {"epoch": epoch, "seed": config.seed, "skip_batches": skip_batches}
-        batches = training_batches(train, preprocessing, config.batch_size, **place)
+        batches = source.training(train, **place)
         if config.mixup:
-            batches = mixed_batches(batches, tuple(input_shapes), num_classes, config.mixup, **place)
+            batches = mixed_batches(batches, tuple(source.input_shapes), num_classes, config.mixup, **place)
         return batches
 
     return TrainingData(
-        input_shapes=input_shapes,
+        input_shapes=source.input_shapes,
         num_classes=num_classes,
-        steps_per_epoch=num_training_batches(train, preprocessing, config.batch_size),
+        steps_per_epoch=source.num_examples(train) // config.batch_size,
         training=training,
-        validation=validation and (lambda: evaluation_batches(validation, preprocessing, config.batch_size)),
+        validation=validation and (lambda: source.evaluation(validation)),
     )
 
 
@@ -63,22 +63,52 @@ def make_test_data(config: RunConfig) -> TestData:
     Raises:
         UserError: if the data are missing, or do not suit the parameters.
     """
-    dataset, preprocessing, splits = _open(config)
+    source = _open(config)
     return TestData(
-        input_shapes={"image": preprocessing.input_shape(dataset)},
-        class_names=dataset.class_names,
+        input_shapes=source.input_shapes,
+        class_names=source.splits["train"].dataset.class_names,
         parts={
-            name: TestPart(
-                evaluation_batches(split, preprocessing, config.batch_size), num_examples(split, preprocessing)
-            )
-            for name, split in splits.items()
+            name: TestPart(source.evaluation(split), source.num_examples(split))
+            for name, split in source.splits.items()
             if name not in ("train", "validation")
         },
     )
 
 
-def _open(config: RunConfig) -> tuple[ImageDataset, Preprocessing, dict[str, Split]]:
+class _Source(NamedTuple):
+    """A data set as a run reads it.
+
+    Attributes:
+        input_shapes: shape of each feature that a network may read, by name.
+        splits: by name.
+        num_examples: of a split.
+        training: batches of a split, by epoch, seed and skip_batches.
+        evaluation: batches of a split.
+    """
+
+    input_shapes: Mapping[str, tuple[int | None, ...]]
+    splits: dict[str, Split]
+    num_examples: Callable[[Split], int]
+    training: Callable[..., tf.data.Dataset]
+    evaluation: Callable[[Split], tf.data.Dataset]
+
+
+def _open(config: RunConfig) -> _Source:
     dataset = open_dataset(config.dataset, config.data_dir or None, config.storage)
+    return (_sentences if isinstance(dataset, SentenceDataset) else _images)(config, dataset)
+
+
+def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
+    return _Source(
+        input_shapes=sentences.input_shapes(dataset),
+        splits=make_sentence_splits(dataset, config.val_prop),
+        num_examples=lambda split: split.num_records,
+        training=functools.partial(sentences.training_sentences, batch_size=config.batch_size),
+        evaluation=functools.partial(sentences.evaluation_sentences, batch_size=config.batch_size),
+    )
+
+
+def _images(config: RunConfig, dataset: ImageDataset) -> _Source:
     # NORB's published sizes are the default for NORB only; other images are taken as they are.
     crop = parse_size(config.image_size or ("32" if dataset.has_viewpoints else "0"), "image_size")
     halves = dataset.has_viewpoints and (crop is None or max(crop) <= 48)
@@ -98,5 +128,11 @@ def _open(config: RunConfig) -> tuple[ImageDataset, Preprocessing, dict[str, Spl
         views=config.views,
         **AUGMENTATIONS[augment],
     )
-    splits = make_splits(dataset, config.val_prop, config.validation_instances(), config.viewpoints or None)
-    return dataset, preprocessing, splits
+    batches = {"preprocessing": preprocessing, "batch_size": config.batch_size}
+    return _Source(
+        input_shapes={"image": preprocessing.input_shape(dataset)},
+        splits=make_splits(dataset, config.val_prop, config.validation_instances(), config.viewpoints or None),
+        num_examples=functools.partial(num_examples, preprocessing=preprocessing),
+        training=functools.partial(training_batches, **batches),
+        evaluation=functools.partial(evaluation_batches, **batches),
+    )
