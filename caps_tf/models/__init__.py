@@ -1,7 +1,8 @@
-"""Whole networks, one file per paper, as Keras functional models from images to class scores."""
+"""Whole networks, one file per paper, as Keras functional models from images or sentences to class scores."""
 
 from caps_tf.models.cnn_baseline import cnn_baseline
 from caps_tf.models.heinsen_norb import heinsen_norb
+from caps_tf.models.heinsen_sst import heinsen_sst
 from caps_tf.models.matrix_capsules import matrix_capsules
 
-__all__ = ["cnn_baseline", "heinsen_norb", "matrix_capsules"]
+__all__ = ["cnn_baseline", "heinsen_norb", "heinsen_sst", "matrix_capsules"]

@@ -1,0 +1,138 @@
+"""Heinsen's sentiment classifier (2019): capsules read from the token embeddings of a language model, routed twice."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from caps_tf.errors import UserError
+from caps_tf.layers import HeinsenRouting
+
+
+@keras.saving.register_keras_serializable(package="caps_tf")
+class DepthEmbedding(keras.layers.Layer):
+    """Adds a learned embedding of the layer that each of a token's embeddings comes from; it starts at zero.
+
+    Call arguments:
+        embeddings: [b, tokens, depth, width].
+
+    Returns:
+        [b, tokens, depth, width].
+
+    Example:
+        >>> tuple(DepthEmbedding()(np.zeros((2, 9, 7, 384), "float32")).shape)
+        (2, 9, 7, 384)
+    """
+
+    def build(self, input_shape):
+        self.embedding = self.add_weight(shape=tuple(input_shape[-2:]), initializer="zeros", name="embedding")
+
+    def call(self, embeddings):
+        return embeddings + self.embedding
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="caps_tf")
+class TokenScores(keras.layers.Layer):
+    """Turns a mask into the scores of capsules, log(mask / (1 - mask)), one for each layer of the language model.
+
+    A score's sigmoid is the mask again. Masks of 0 and 1 get the scores of the nearest numbers that have finite ones,
+    whose sigmoids are 0 and 1 to the last digit, so that gradients stay finite too.
+
+    Args:
+        depth: embeddings a token.
+        **kwargs: `keras.layers.Layer` arguments.
+
+    Call arguments:
+        masks: [b, tokens], 1 for tokens, 0 for padding, and between where sentences are mixed.
+
+    Returns:
+        [b, tokens * depth], token by token.
+
+    Example:
+        >>> TokenScores(2, dtype="float32")(np.array([[0.5, 0.75]])).numpy().round(3).tolist()
+        [[0.0, 0.0, 1.099, 1.099]]
+    """
+
+    def __init__(self, depth: int, **kwargs):
+        super().__init__(**kwargs)
+        self.depth = depth
+
+    def call(self, masks):
+        tiny = float(np.finfo("float64" if masks.dtype == "float64" else "float32").tiny)
+        masks = ops.cast(masks, keras.backend.result_type(masks.dtype, "float32"))
+        scores = ops.log(ops.maximum(masks, tiny)) - ops.log(ops.maximum(1.0 - masks, tiny))
+        return ops.repeat(scores, self.depth, axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        batch, tokens = input_shape
+        return batch, None if tokens is None else tokens * self.depth
+
+    def get_config(self):
+        return {**super().get_config(), "depth": self.depth}
+
+
+def heinsen_sst(
+    depth: int,
+    width: int,
+    num_classes: int,
+    features: int = 64,
+    parts: int = 64,
+    pose_size: int = 2,
+    iterations: int = 3,
+    dtype: str | None = None,
+) -> keras.Model:
+    """Builds the depth embedding, a dense layer that reads a capsule from each embedding, and two routings.
+
+    With the 37 embeddings of 1,280 numbers that the large GPT-2 gives for each token, 138,944 parameters for two
+    classes and 140,480 for five.
+
+    Args:
+        depth: embeddings a token, one for each layer of the language model (d_depth in the published code).
+        width: numbers in an embedding (d_emb).
+        num_classes: number of classes, at least 2.
+        features: numbers in the pose of a capsule that is read from an embedding, a row vector (d_inp).
+        parts: parents of the first routing (n_parts).
+        pose_size: numbers in the pose of a part and of a class (d_cap).
+        iterations: routing iterations.
+        dtype: dtype policy of the layers, such as "mixed_bfloat16"; Keras's global policy by default. Routing and
+            the result stay in float32.
+
+    Returns:
+        A Keras functional model from a dictionary of "embedding" [b, tokens, depth, width] and "mask" [b, tokens],
+        between 0 (padding) and 1, to class scores [b, num_classes] in float32: real numbers, whose softmax are the
+        class probabilities. The number of tokens may differ from call to call. Layers `part_capsules` and
+        `class_capsules` each put out scores, poses and variances; capsules are ordered by token, then depth.
+
+    Raises:
+        UserError: if there are less than two classes.
+
+    Example:
+        >>> model = heinsen_sst(depth=37, width=1280, num_classes=2)
+        >>> model.count_params()
+        138944
+        >>> sentence = {"embedding": np.zeros((1, 9, 37, 1280), "float32"), "mask": np.ones((1, 9), "float32")}
+        >>> tuple(model(sentence).shape)
+        (1, 2)
+
+    References:
+        Heinsen, "An Algorithm for Routing Capsules in All Domains", 2019, section 4.2.
+    """
+    if num_classes < 2:
+        raise UserError(f"heinsen_sst tells classes apart, and there is only {num_classes}: give at least two")
+    embeddings = keras.Input((None, depth, width), name="embedding")
+    mask = keras.Input((None,), name="mask")
+    scores = TokenScores(depth, dtype="float32", name="token_scores")(mask)
+    x = DepthEmbedding(dtype=dtype, name="depth_embedding")(embeddings)
+    x = keras.layers.Dense(
+        features, activation="silu", kernel_initializer=keras.initializers.HeNormal(), dtype=dtype, name="features"
+    )(x)
+    x = keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="features_norm")(x)
+    poses = keras.layers.Reshape((-1, 1, features), dtype=dtype, name="token_poses")(x)
+    routing = {"d_cov": 1, "d_out": pose_size, "n_iters": iterations, "dtype": "float32"}
+    capsules = HeinsenRouting(d_inp=features, n_inp=None, n_out=parts, **routing, name="part_capsules")((scores, poses))
+    scores, _, _ = HeinsenRouting(
+        d_inp=pose_size, n_inp=parts, n_out=num_classes, **routing, name="class_capsules"
+    )(capsules[:2])
+    return keras.Model({"embedding": embeddings, "mask": mask}, scores, name="heinsen_sst")
