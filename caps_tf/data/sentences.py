@@ -75,6 +75,22 @@ def evaluation_sentences(split: Split, batch_size: int) -> tf.data.Dataset:
     return _batches(sentences.concatenate(filler), split.dataset, batch_size)
 
 
+def mean_pooled(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Each sentence as the mean of its tokens' embeddings, one after the other for every layer.
+
+    Returns:
+        float32 [n, depth * width], and labels int32 [n].
+    """
+    features, labels = [], []
+    for batch in evaluation_sentences(split, batch_size=32).as_numpy_iterator():
+        mask = batch["mask"] / batch["mask"].sum(axis=1, keepdims=True)
+        pooled = np.einsum("bnlw,bn->blw", batch["embedding"], mask)
+        real = batch["weight"] > 0
+        features.append(pooled.reshape(len(pooled), -1)[real])
+        labels.append(batch["label"][real])
+    return np.concatenate(features), np.concatenate(labels)
+
+
 def _sentences(split: Split) -> tf.data.Dataset:
     """Undecoded sentences: embedding string, label and id."""
     label_key = split.dataset.builder.info.supervised_keys[1]
@@ -93,8 +109,9 @@ def _batches(sentences: tf.data.Dataset, dataset: SentenceDataset, batch_size: i
         token_bytes = tf.float16.size * depth * width
         lengths = tf.strings.length(batch["embedding"]) // token_bytes
         longest = LENGTH_STEP * (-(-tf.reduce_max(lengths) // LENGTH_STEP))
-        embedding = tf.io.decode_raw(batch["embedding"], tf.float16, fixed_length=longest * token_bytes)
-        embedding = tf.reshape(embedding, (batch_size, longest, depth, width))
+        # There is no kernel that decodes float16.
+        bits = tf.io.decode_raw(batch["embedding"], tf.uint16, fixed_length=longest * token_bytes)
+        embedding = tf.reshape(tf.bitcast(bits, tf.float16), (batch_size, longest, depth, width))
         token = tf.minimum(tf.range(longest), lengths[:, None] - 1)  # past the end, the last one again
         embedding = tf.gather(embedding, token, batch_dims=1)
         mask = tf.sequence_mask(lengths, longest, tf.float32)
