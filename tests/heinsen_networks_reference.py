@@ -24,9 +24,11 @@ def routing(scores, poses, state, prefix, n_iters=3, eps=1e-5):
     beta_use, beta_ign = state[f"{prefix}.beta_use"], state[f"{prefix}.beta_ign"]
     V = np.einsum("ixy,ijyz->ijxz", poses, np.broadcast_to(W, (len(poses), *W.shape[1:]))) + B
     active = sigmoid(scores)[:, None]
-    R = np.full(V.shape[:2], 1.0 / V.shape[1], V.dtype)
+    parents = mean = variance = None
     for iteration in range(n_iters):
-        if iteration > 0:
+        if iteration == 0:
+            R = np.full(V.shape[:2], 1.0 / V.shape[1], V.dtype)
+        else:
             log_p = -np.sum((V - mean) ** 2 / (2 * variance), axis=(2, 3)) - 0.5 * np.sum(np.log(variance), axis=(1, 2))
             logits = log_sigmoid(parents) + log_p
             R = np.exp(logits - logits.max(axis=1, keepdims=True))
