@@ -12,7 +12,8 @@ from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES,
 from caps_tf.errors import UserError
 from caps_tf.files import write_atomically
 
-NETWORKS = ("matrix_capsules", "cnn_baseline")
+NETWORKS = ("matrix_capsules", "heinsen_norb", "cnn_baseline")
+ROUTING_ITERATIONS = {"matrix_capsules": 2, "heinsen_norb": 3}
 LOSSES = ("auto", "spread", "cross_entropy")
 VIEWPOINTS = ("", "azimuth", "elevation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -91,7 +92,9 @@ class RunConfig:
     B: int = _option(8, "network", "types of primary capsules")
     C: int = _option(16, "network", "types of the first convolutional capsules")
     D: int = _option(16, "network", "types of the second convolutional capsules")
-    iter_routing: int = _option(2, "network", "EM routing iterations")
+    iter_routing: int = _option(
+        0, "network", "routing iterations; 0 for the published number: 2 for matrix_capsules, 3 for heinsen_norb"
+    )
     final_lambda: float = _option(0.01, "network", "inverse temperature that the routing iterations approach")
     epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite")
     weight_reg: float = _option(2e-7, "network", "L2 penalty on kernels and capsule weights")
@@ -151,13 +154,13 @@ class RunConfig:
             if choices and value not in choices:
                 raise UserError(f"{option.name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
         positive = (
-            *("A", "B", "C", "D", "iter_routing", "batch_size", "epoch", "num_gpus", "log_every", "keep_checkpoints"),
+            *("A", "B", "C", "D", "batch_size", "epoch", "num_gpus", "log_every", "keep_checkpoints"),
             *("final_lambda", "epsilon", "lrn_rate", "lrn_decay", "lrn_decay_steps", "margin_steps"),
         )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("weight_reg", "checkpoint_every", "seed", "pad", "mixup", "weight_decay"):
+        for name in ("iter_routing", "weight_reg", "checkpoint_every", "seed", "pad", "mixup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("val_prop", "dropout", "momentum"):
@@ -182,6 +185,11 @@ class RunConfig:
                 "augment=norb changes brightness by up to 2 standard deviations, but normalize=none leaves values from "
                 "0 to 1: use --normalize=image, or --augment=crop"
             )
+
+    @property
+    def routing_iterations(self) -> int:
+        """Iterations of the network's routing; 1 for a network that has none."""
+        return self.iter_routing or ROUTING_ITERATIONS.get(self.network, 1)
 
     @property
     def uses_spread_loss(self) -> bool:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from caps_tf import models
 from caps_tf.errors import UserError
+from caps_tf.layers import HeinsenRouting
 from caps_tf.losses import spread_loss
 from caps_tf.training.config import RunConfig
 from caps_tf.training.steps import LossFunction
@@ -37,6 +38,14 @@ def make_model(
         return models.cnn_baseline(
             image_shape, num_classes, dropout=config.dropout, weight_reg=config.weight_reg, dtype=config.precision
         )
+    if config.network == "heinsen_norb":
+        return models.heinsen_norb(
+            image_shape,
+            num_classes,
+            iterations=config.routing_iterations,
+            weight_reg=config.weight_reg,
+            dtype=config.precision,
+        )
     return models.matrix_capsules(
         image_shape,
         num_classes,
@@ -44,7 +53,7 @@ def make_model(
         B=config.B,
         C=config.C,
         D=config.D,
-        iterations=config.iter_routing,
+        iterations=config.routing_iterations,
         final_lambda=config.final_lambda,
         epsilon=config.epsilon,
         weight_reg=config.weight_reg,
@@ -103,9 +112,12 @@ def use_jit(config: RunConfig, strategy: tf.distribute.Strategy) -> bool:
 
 
 def capsule_outputs(model: keras.Model) -> dict[str, tuple[keras.KerasTensor, keras.KerasTensor]]:
-    """Poses and activations of each capsule layer of a model, by layer name, in order; empty for a plain CNN."""
-    return {
-        layer.name: tuple(layer.output)
-        for layer in model.layers
-        if isinstance(layer.output, (list, tuple)) and len(layer.output) == 2
-    }
+    """Poses and activations (or scores) of each capsule layer of a model, by layer name, in order; empty for a plain CNN."""
+    outputs = {}
+    for layer in model.layers:
+        if isinstance(layer, HeinsenRouting):
+            scores, poses, _ = layer.output
+            outputs[layer.name] = poses, scores
+        elif isinstance(layer.output, (list, tuple)) and len(layer.output) == 2:
+            outputs[layer.name] = tuple(layer.output)
+    return outputs

@@ -105,5 +105,6 @@ def make_gauges(config: RunConfig, steps_per_epoch: int) -> dict[str, Callable[[
     if config.uses_spread_loss:
         gauges["margin"] = make_margin_schedule(config)
     if config.network == "matrix_capsules":
-        gauges["inverse_temperature"] = lambda step: inverse_temperature(config.iter_routing - 1, config.final_lambda)
+        final = inverse_temperature(config.routing_iterations - 1, config.final_lambda)
+        gauges["inverse_temperature"] = lambda step: final
     return gauges
