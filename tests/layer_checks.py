@@ -18,18 +18,18 @@ def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
     # Symbolic shapes: right, for an unknown batch.
     layer = make_layer()
     outputs = layer(inputs if several else inputs[0])
-    flat_outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    flat_outputs = as_list(outputs)
     assert [tuple(output.shape) for output in flat_outputs] == [(None, *shape) for shape in output_shapes]
     declared = layer.compute_output_shape([(3, *shape) for shape in shapes] if several else (3, *shapes[0]))
     declared = declared if isinstance(declared[0], tuple) else [declared]
     assert [tuple(shape) for shape in declared] == [(3, *shape) for shape in output_shapes]
 
     # Values: as declared, for two batch sizes, and each image by itself.
-    model = keras.Model(inputs, list(flat_outputs))
+    model = keras.Model(inputs, flat_outputs)
     rng = np.random.default_rng(0)
     data = [rng.uniform(size=(5, *shape)).astype("float32") for shape in shapes]
-    five = model(data)
-    two = model([array[:2] for array in data])
+    five = as_list(model(data))
+    two = as_list(model([array[:2] for array in data]))
     for output, first, shape in zip(five, two, output_shapes, strict=True):
         assert tuple(output.shape) == (5, *shape)
         np.testing.assert_allclose(output[:2], first, rtol=1e-4, atol=1e-5)
@@ -49,7 +49,7 @@ def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
     assert make_layer().__class__.from_config(layer.get_config()).get_config() == layer.get_config()
     model.save(tmp_path / "layer.keras")
     loaded = keras.saving.load_model(tmp_path / "layer.keras")
-    for output, again in zip(model(data), loaded(data), strict=True):
+    for output, again in zip(as_list(model(data)), as_list(loaded(data)), strict=True):
         np.testing.assert_array_equal(output, again)
 
     # Mixed precision: half-precision outputs near the full ones, float32 weights.
@@ -58,9 +58,13 @@ def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
         half.build([array.shape for array in data] if several else data[0].shape)
         half.set_weights(layer.get_weights())
         outputs = half(data if several else data[0])
-        for output, full in zip(outputs if len(output_shapes) > 1 else [outputs], model(data), strict=True):
+        for output, full in zip(as_list(outputs), as_list(model(data)), strict=True):
             assert keras.backend.standardize_dtype(output.dtype) == policy.removeprefix("mixed_")
             # On the mean: routing sharpens small differences of the votes here and there.
             difference = np.abs(np.array(ops.cast(output, "float32")) - np.array(full))
             assert difference.mean() < 0.02 * max(1.0, float(np.abs(full).max()))
         assert all(keras.backend.standardize_dtype(weight.dtype) == "float32" for weight in half.weights)
+
+
+def as_list(outputs):
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]

@@ -2,6 +2,14 @@
 
 from caps_tf.layers.em_capsules import EMClassCapsules, EMConvCapsules
 from caps_tf.layers.heinsen_routing import HeinsenRouting
+from caps_tf.layers.heinsen_vector_routing import DefinableVectorRouting, HeinsenVectorRouting
 from caps_tf.layers.primary_capsules import PrimaryCapsules
 
-__all__ = ["EMClassCapsules", "EMConvCapsules", "HeinsenRouting", "PrimaryCapsules"]
+__all__ = [
+    "DefinableVectorRouting",
+    "EMClassCapsules",
+    "EMConvCapsules",
+    "HeinsenRouting",
+    "HeinsenVectorRouting",
+    "PrimaryCapsules",
+]

@@ -11,9 +11,14 @@ The letters of every einsum in this library:
     d      elements of a pose read as a vector, row by row
     n      parent positions of all images (b p q merged)
     c      children in a parent's receptive field (k i merged)
+    e      elements of an output vector, where input vectors have d
+    o      output capsules of the routing after this one, whose inputs are j
+    ...    any number of leading axes, the batch among them
 """
 
+from caps_tf.routing.credit import end_to_end_credit
 from caps_tf.routing.em import em_routing
+from caps_tf.routing.heinsen_vectors import efficient_vector_routing, route_vectors
 from caps_tf.routing.neighbourhood import Neighbourhood
 
-__all__ = ["Neighbourhood", "em_routing"]
+__all__ = ["Neighbourhood", "efficient_vector_routing", "em_routing", "end_to_end_credit", "route_vectors"]

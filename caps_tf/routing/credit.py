@@ -1,0 +1,59 @@
+"""Credit that the outputs of several routings assign to the inputs of the first.
+
+Source: Heinsen, "An Algorithm for Routing Vectors in Sequences" (2022, arXiv 2211.11754), section 3.2 and appendix A.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensor = Any
+
+
+def end_to_end_credit(*credits: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """Multiplies the credit matrices phi of routings in sequence.
+
+    The first routing's outputs are the second's inputs, so their credits compose like linear maps. After each factor
+    the running product is divided by its standard deviation (unbiased, over the whole tensor, leading axes included)
+    plus `epsilon`, which keeps long chains in range. This scale is shared by all examples of a batch: compare credits
+    within a call, not between calls.
+
+    Args:
+        *credits: phi of each routing, [..., i, j], [..., j, o] and so on, in order. Float.
+        epsilon: keeps the division finite where all credit is the same.
+
+    Returns:
+        [..., i, o], the credit that each output of the last routing assigns to each input of the first, at least in
+        single precision.
+
+    Raises:
+        ValueError: without credits, or if one routing does not have as many inputs as the one before has outputs.
+
+    Example:
+        >>> credit = end_to_end_credit(np.eye(4), np.array([[1.0, 0], [1, 0], [0, 1], [0, -1]]))
+        >>> tuple(credit.shape), np.sign(credit).tolist()
+        ((4, 2), [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    """
+    if not credits:
+        raise ValueError("expected the credit phi of at least one routing")
+    product = None
+    for credit in credits:
+        credit = ops.convert_to_tensor(credit)
+        credit = ops.cast(credit, keras.backend.result_type(credit.dtype, "float32"))
+        if product is None:
+            product = credit
+        elif product.shape[-1] != credit.shape[-2]:
+            raise ValueError(
+                f"a routing with {product.shape[-1]} outputs cannot be followed by one with {credit.shape[-2]} inputs: "
+                "give the credits in the order of the routings"
+            )
+        else:
+            product = ops.einsum("...ij,...jo->...io", product, credit)
+        product = product / (_unbiased_deviation(product) + epsilon)
+    return product
+
+
+def _unbiased_deviation(values: Tensor) -> Tensor:
+    others = ops.maximum(ops.cast(ops.size(values), values.dtype) - 1.0, 1.0)
+    return ops.sqrt(ops.sum(ops.square(values - ops.mean(values))) / others)
