@@ -60,7 +60,7 @@ class VectorRouting(keras.layers.Layer):
     @property
     def _precision(self) -> str:
         # Benefits and costs nearly cancel, so the routing itself is never in less than float32.
-        return keras.backend.result_type(self.compute_dtype, "float32")
+        return "float64" if self.compute_dtype == "float64" else "float32"
 
     def _add_parameter(self, name: str, shape: tuple[int, ...], deviation: float = 0.0):
         # Without automatic casting: the routing wants its parameters in single precision also under mixed policies.
@@ -79,7 +79,7 @@ class VectorRouting(keras.layers.Layer):
 
     def _betas(self, x) -> tuple:
         if self.n_inp is not None:
-            return ops.convert_to_tensor(self.beta_use), ops.convert_to_tensor(self.beta_ign)
+            return self.beta_use, self.beta_ign
         beta_use = ops.einsum("...id,dj->...ij", x, self.beta_use_kernel) + self.beta_use_bias
         beta_ign = ops.einsum("...id,dj->...ij", x, self.beta_ign_kernel) + self.beta_ign_bias
         return beta_use, beta_ign
@@ -211,9 +211,7 @@ class HeinsenVectorRouting(VectorRouting):
     def call(self, x, mask=None, return_credit=False):
         mask = self._routing_mask(x, mask)
         x = ops.cast(x, self._precision)
-        weights = VectorRoutingWeights(
-            *(ops.convert_to_tensor(getattr(self, name)) for name in VectorRoutingWeights._fields)
-        )
+        weights = VectorRoutingWeights(*(getattr(self, name) for name in VectorRoutingWeights._fields))
         routed = efficient_vector_routing(
             x, weights, *self._betas(x), self.n_iters, self.normalize, self.memory_efficient, mask
         )

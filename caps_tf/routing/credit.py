@@ -40,7 +40,8 @@ def end_to_end_credit(*credits: Tensor, epsilon: float = 1e-5) -> Tensor:
     product = None
     for credit in credits:
         credit = ops.convert_to_tensor(credit)
-        credit = ops.cast(credit, keras.backend.result_type(credit.dtype, "float32"))
+        if keras.backend.standardize_dtype(credit.dtype) != "float64":
+            credit = ops.cast(credit, "float32")
         if product is None:
             product = credit
         elif product.shape[-1] != credit.shape[-2]:
@@ -55,5 +56,5 @@ def end_to_end_credit(*credits: Tensor, epsilon: float = 1e-5) -> Tensor:
 
 
 def _unbiased_deviation(values: Tensor) -> Tensor:
-    others = ops.maximum(ops.cast(ops.size(values), values.dtype) - 1.0, 1.0)
-    return ops.sqrt(ops.sum(ops.square(values - ops.mean(values))) / others)
+    degrees = ops.cast(ops.maximum(ops.size(values) - 1, 1), values.dtype)
+    return ops.sqrt(ops.sum(ops.square(values - ops.mean(values))) / degrees)

@@ -78,8 +78,10 @@ def normalize_vectors(vectors: Tensor, epsilon: float = 1e-5) -> Tensor:
     """
     if vectors.shape[-1] == 1:
         return vectors
-    centred = vectors - ops.mean(vectors, axis=-1, keepdims=True)
-    return centred * ops.rsqrt(ops.mean(ops.square(centred), axis=-1, keepdims=True) + epsilon)
+    # Not ops.mean: on PyTorch it computes in float32.
+    centred = vectors - ops.sum(vectors, axis=-1, keepdims=True) / vectors.shape[-1]
+    variance = ops.sum(ops.square(centred), axis=-1, keepdims=True) / vectors.shape[-1]
+    return centred * ops.rsqrt(variance + epsilon)
 
 
 def route_vectors(
@@ -124,6 +126,7 @@ def route_vectors(
     """
     if n_iters < 1:
         raise ValueError(f"vector routing needs at least 1 iteration, not n_iters {n_iters}")
+    scores, beta_use, beta_ign = map(ops.convert_to_tensor, (scores, beta_use, beta_ign))
     # Ignored without benefit and without cost, an input leaves no credit, whatever its routing weights are.
     attended = None if mask is None else ops.cast(ops.logical_not(mask), beta_use.dtype)
     if attended is not None:
@@ -132,7 +135,8 @@ def route_vectors(
     if attended is None:
         routing_weights = ops.ones_like(beta_both[..., :1, :]) / beta_both.shape[-1]
     else:
-        routing_weights = attended / ops.maximum(ops.sum(attended, axis=-1, keepdims=True), 1.0)
+        goes_to = ops.sum(attended, axis=-1, keepdims=True)
+        routing_weights = attended / ops.maximum(goes_to, ops.ones_like(goes_to))
 
     def credit_of(routing_weights: Tensor) -> Tensor:
         # The same as beta_use D_use - beta_ign D_ign, in fewer passes over the largest tensors.
@@ -186,6 +190,8 @@ def efficient_vector_routing(
     Raises:
         ValueError: if `n_iters` is less than 1.
     """
+    x = ops.convert_to_tensor(x)
+    weights = VectorRoutingWeights(*map(ops.convert_to_tensor, weights))
     scale = ops.cast(ops.shape(x)[-2], x.dtype) ** -0.5
     # Not an einsum: it would be a matrix product for each input vector, and each with a single row.
     scores = scale * ops.sum(x * weights.W_A, axis=-1) + weights.B_A
