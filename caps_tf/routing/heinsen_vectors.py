@@ -189,6 +189,14 @@ def efficient_vector_routing(
 
     Raises:
         ValueError: if `n_iters` is less than 1.
+
+    Example:
+        >>> i, j, d, e = 7, 5, 6, 4
+        >>> shapes = (i, d), (i,), (j, d), (d, e), (j, e), (e, d), (j, d), (j, d), (i, j), (i, j)
+        >>> weights = VectorRoutingWeights(*map(np.random.default_rng(0).normal, [0.0] * 10, [1.0] * 10, shapes))
+        >>> routed = efficient_vector_routing(np.ones((2, i, d)), weights, np.ones((i, j)), np.ones((i, j)))
+        >>> tuple(routed.vectors.shape), tuple(routed.credit.shape)
+        ((2, 5, 4), (2, 7, 5))
     """
     x = ops.convert_to_tensor(x)
     weights = VectorRoutingWeights(*map(ops.convert_to_tensor, weights))
