@@ -13,7 +13,7 @@ from caps_tf.data.pipeline import SHUFFLE_BYTES, finish, record_id
 from caps_tf.data.splits import Split
 from caps_tf.errors import UserError
 
-LENGTH_STEP = 16
+LENGTH_STEP = 32
 """Batches are padded to a multiple of so many tokens, so that a step is compiled for a few lengths only."""
 
 

@@ -12,8 +12,8 @@ from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES,
 from caps_tf.errors import UserError
 from caps_tf.files import write_atomically
 
-NETWORKS = ("matrix_capsules", "heinsen_norb", "cnn_baseline")
-ROUTING_ITERATIONS = {"matrix_capsules": 2, "heinsen_norb": 3}
+NETWORKS = ("matrix_capsules", "heinsen_norb", "heinsen_sst", "cnn_baseline")
+ROUTING_ITERATIONS = {"matrix_capsules": 2, "heinsen_norb": 3, "heinsen_sst": 3}
 LOSSES = ("auto", "spread", "cross_entropy")
 VIEWPOINTS = ("", "azimuth", "elevation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -42,7 +42,7 @@ class RunConfig:
         "smallNORB",
         "data",
         "smallNORB, renderedNORB, a name of TensorFlow Datasets' catalogue (cifar10), a directory that TensorFlow "
-        "Datasets wrote, or an image folder (train/<class>/*.png, test/<class>/*.png)",
+        "Datasets or our converters wrote, or an image folder (train/<class>/*.png, test/<class>/*.png)",
     )
     storage: str = _option(".", "data", "directory that holds data/ and logs/")
     data_dir: str = _option("", "data", "where the data set is, instead of <storage>/data/<dataset>")

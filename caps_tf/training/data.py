@@ -12,6 +12,7 @@ from caps_tf.data.mixup import mixed_batches
 from caps_tf.data.pipeline import evaluation_batches, num_examples, training_batches
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits
+from caps_tf.errors import UserError
 from caps_tf.training.config import RunConfig, parse_size
 from caps_tf.training.tester import TestPart
 from caps_tf.training.trainer import TrainingData
@@ -99,6 +100,8 @@ def _open(config: RunConfig) -> _Source:
 
 
 def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
+    if config.viewpoints or config.val_instances:
+        raise UserError(f"{dataset.name}: sentences have neither toys nor viewpoints: drop --viewpoints, --val_instances")
     return _Source(
         input_shapes=sentences.input_shapes(dataset),
         splits=make_sentence_splits(dataset, config.val_prop),

@@ -33,6 +33,9 @@ def make_model(
     Raises:
         UserError: if the data lack what the network reads, or images are too small for it.
     """
+    if config.network == "heinsen_sst":
+        _, depth, width = _shape_of("embedding", input_shapes, config)
+        return models.heinsen_sst(depth, width, num_classes, dtype=config.precision)
     image_shape = _shape_of("image", input_shapes, config)
     if config.network == "cnn_baseline":
         return models.cnn_baseline(
