@@ -9,7 +9,6 @@ layer, kept in half precision: tokens x depth x width x 2 bytes. It can be kille
 """
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -19,10 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before an encoder imports TensorFlow: its start-up chatter
 
-from caps_tf.data import conversion
-from caps_tf.data.sentence_records import SentenceRecords, read_labelled_text, sentence_schema
+from caps_tf.data.sentence_records import convert_text
 from caps_tf.data.text_encoders import WORDLLAMA, open_encoder
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import run_script
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("train", None, "text file of training sentences, 'label text' a line", required=True)
@@ -41,26 +39,15 @@ flags.DEFINE_bool("overwrite", False, "start from scratch, whatever is there")
 def main(argv: list[str]) -> None:
     del argv
     output = Path(FLAGS.data_dir)
-    class_labels = sorted(set(read_labelled_text(FLAGS.train)[0]))
-    class_names = FLAGS.class_names or class_labels
-    if len(class_labels) < 2 or len(class_names) != len(class_labels):
-        raise UserError(
-            f"{FLAGS.train}: has {len(class_labels)} classes ({', '.join(class_labels[:10])}), "
-            f"--class_names gives {len(class_names)}: two or more are needed, one name each"
-        )
-    encoder = open_encoder(FLAGS.encoder)
     files = {"train": FLAGS.train, "validation": FLAGS.validation, "test": FLAGS.test}
-    splits = {
-        split: SentenceRecords.read(path, split, class_labels, encoder) for split, path in files.items() if path
-    }
-    name = re.sub(r"\W+", "_", output.resolve().name).lower()
-    written = conversion.convert(
+    encoder = open_encoder(FLAGS.encoder)
+    splits, written = convert_text(
         output,
-        sentence_schema(name, encoder.depth, encoder.width, class_names),
-        splits,
+        {split: path for split, path in files.items() if path},
+        encoder,
+        FLAGS.class_names,
         num_shards=FLAGS.num_shards,
         seed=FLAGS.seed,
-        num_threads=1,  # an encoder uses all cores by itself
         overwrite=FLAGS.overwrite,
     )
     counts = ", ".join(f"{len(records)} {split}" for split, records in splits.items())

@@ -9,7 +9,8 @@ Half precision halves the files; its rounding, 0.05 % of a number, is far below 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
 
-from caps_tf.data.conversion import Schema
+from caps_tf.data.conversion import Schema, convert
 from caps_tf.data.text_encoders import TextEncoder
 from caps_tf.errors import UserError
 
@@ -172,4 +173,45 @@ def sentence_schema(name: str, depth: int, width: int, class_names: Sequence[str
         features=features,
         supervised_keys=("embedding", "label"),
         description=f"Sentences of {len(class_names)} classes as the embeddings of their tokens at {depth} layers.",
+    )
+
+
+def convert_text(
+    directory: str | os.PathLike[str],
+    files: Mapping[str, str | os.PathLike[str]],
+    encoder: TextEncoder,
+    class_names: Sequence[str] | None = None,
+    *,
+    num_shards: int = 16,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> tuple[dict[str, SentenceRecords], int]:
+    """Writes text files as a directory that `datasets.open_dataset` opens; see `conversion.convert`.
+
+    Args:
+        directory: where to write; its name becomes the data set's.
+        files: text file of "train", "test" and, if there is one, "validation"; see `read_labelled_text`.
+        encoder: makes the embeddings.
+        class_names: in the order of the sorted labels of the training file; by default these labels.
+        num_shards, seed, overwrite: see `conversion.convert`.
+
+    Returns:
+        The records of each split, and the number of shards written.
+
+    Raises:
+        UserError: a file cannot be read, the labels or class names do not fit, or the directory cannot be written.
+    """
+    class_labels = sorted(set(read_labelled_text(files["train"])[0]))
+    class_names = class_names or class_labels
+    if len(class_labels) < 2 or len(class_names) != len(class_labels):
+        raise UserError(
+            f"{files['train']}: has {len(class_labels)} classes ({', '.join(class_labels[:10])}), and "
+            f"{len(class_names)} names are given: two or more are needed, one name each (--class_names)"
+        )
+    splits = {split: SentenceRecords.read(path, split, class_labels, encoder) for split, path in files.items()}
+    name = re.sub(r"\W+", "_", Path(directory).resolve().name).lower()
+    schema = sentence_schema(name, encoder.depth, encoder.width, class_names)
+    # One thread: an encoder uses all cores by itself.
+    return splits, convert(
+        directory, schema, splits, num_shards=num_shards, seed=seed, num_threads=1, overwrite=overwrite
     )

@@ -85,7 +85,7 @@ class WordLlamaEncoder:
             import wordllama
         except ImportError:
             raise UserError(
-                "the encoder wordllama is not installed: pip install 'caps_tf[text]' (or pip install wordllama), "
+                "the encoder wordllama is not installed: pip install '.[text]' (or pip install wordllama), "
                 "or give another --encoder"
             ) from None
         # By itself the package overlooks the tokenizer that it ships.
@@ -208,7 +208,7 @@ def _open_fast_tokenizer(path: Path) -> _FastTokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise UserError(f"{path}: needs the package tokenizers: pip install 'caps_tf[text]'") from None
+        raise UserError(f"{path}: needs the package tokenizers: pip install tokenizers") from None
     try:
         return _FastTokenizer(Tokenizer.from_file(os.fspath(path)), str(path))
     except UserError:
