@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.em import Parents, em_routing
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.routing.votes import convolutional_votes, coordinate_offsets, shared_votes
@@ -63,8 +64,7 @@ class EMCapsules(keras.layers.Layer):
         self.beta_u = self.add_weight(shape=(self.capsules, 1), initializer=self.beta_u_initializer, name="beta_u")
 
     def _route(self, votes, activations, neighbourhood: Neighbourhood) -> Parents:
-        # Variances of half-precision votes underflow, so the routing itself is never in less than float32.
-        precision = keras.backend.result_type(self.compute_dtype, "float32")
+        precision = routing_dtype(self)
         parents = em_routing(
             ops.cast(votes, precision),
             ops.cast(activations, precision),

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.heinsen import P_MODELS, StoredVotes, heinsen_routing, heinsen_votes
 
 Tensor = Any
@@ -124,7 +125,7 @@ class HeinsenRouting(keras.layers.Layer):
 
     def call(self, children, n_out: int | None = None, return_R: bool = False):
         scores, poses = children
-        precision = keras.backend.result_type(self.compute_dtype, "float32")
+        precision = routing_dtype(self)
         scores, poses = ops.cast(scores, precision), ops.cast(poses, precision)
         leading = ops.shape(scores)[:-1]
         scores = ops.reshape(scores, (-1, ops.shape(scores)[-1]))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
+from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.heinsen_vectors import (
     RoutedVectors,
     VectorRoutingWeights,
@@ -56,11 +57,6 @@ class VectorRouting(keras.layers.Layer):
     def compute_output_spec(self, *args, **kwargs):
         # Traced from `call`, since return_credit changes what it returns.
         return keras.Operation.compute_output_spec(self, *args, **kwargs)
-
-    @property
-    def _precision(self) -> str:
-        # Benefits and costs nearly cancel, so the routing itself is never in less than float32.
-        return "float64" if self.compute_dtype == "float64" else "float32"
 
     def _add_parameter(self, name: str, shape: tuple[int, ...], deviation: float = 0.0):
         # Without automatic casting: the routing wants its parameters in single precision also under mixed policies.
@@ -210,7 +206,7 @@ class HeinsenVectorRouting(VectorRouting):
 
     def call(self, x, mask=None, return_credit=False):
         mask = self._routing_mask(x, mask)
-        x = ops.cast(x, self._precision)
+        x = ops.cast(x, routing_dtype(self))
         weights = VectorRoutingWeights(*(getattr(self, name) for name in VectorRoutingWeights._fields))
         routed = efficient_vector_routing(
             x, weights, *self._betas(x), self.n_iters, self.normalize, self.memory_efficient, mask
@@ -294,16 +290,16 @@ class DefinableVectorRouting(VectorRouting):
 
     def call(self, x, mask=None, return_credit=False):
         mask = self._routing_mask(x, mask)
-        scores = ops.cast(self.A(x)[..., 0], self._precision)
-        proposals = ops.cast(self.F(x), self._precision)
+        scores = ops.cast(self.A(x)[..., 0], routing_dtype(self))
+        proposals = ops.cast(self.F(x), routing_dtype(self))
 
         def combine(credit):
             return ops.einsum("...ij,...ije->...je", credit, proposals)
 
         def judge(vectors):
-            return ops.cast(self.S(x, self.G(vectors)), self._precision)
+            return ops.cast(self.S(x, self.G(vectors)), routing_dtype(self))
 
-        betas = self._betas(ops.cast(x, self._precision))
+        betas = self._betas(ops.cast(x, routing_dtype(self)))
         return self._outputs(route_vectors(scores, combine, judge, *betas, self.n_iters, mask), return_credit)
 
     def compute_output_shape(self, input_shape):

@@ -6,6 +6,7 @@ from keras import ops
 
 from caps_tf.errors import UserError
 from caps_tf.layers import HeinsenRouting
+from caps_tf.layers.precision import routing_dtype
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
@@ -51,7 +52,7 @@ class TokenScores(keras.layers.Layer):
         [b, tokens * depth], token by token.
 
     Example:
-        >>> TokenScores(2, dtype="float32")(np.array([[0.5, 0.75]])).numpy().round(3).tolist()
+        >>> TokenScores(2, dtype="float64")(np.array([[0.5, 0.75]])).numpy().round(3).tolist()
         [[0.0, 0.0, 1.099, 1.099]]
     """
 
@@ -60,8 +61,9 @@ class TokenScores(keras.layers.Layer):
         self.depth = depth
 
     def call(self, masks):
-        tiny = float(np.finfo("float64" if masks.dtype == "float64" else "float32").tiny)
-        masks = ops.cast(masks, keras.backend.result_type(masks.dtype, "float32"))
+        precision = routing_dtype(self)
+        tiny = float(np.finfo(precision).tiny)
+        masks = ops.cast(masks, precision)
         scores = ops.log(ops.maximum(masks, tiny)) - ops.log(ops.maximum(1.0 - masks, tiny))
         return ops.repeat(scores, self.depth, axis=-1)
 

@@ -93,7 +93,7 @@ class RunConfig:
     C: int = _option(16, "network", "types of the first convolutional capsules")
     D: int = _option(16, "network", "types of the second convolutional capsules")
     iter_routing: int = _option(
-        0, "network", "routing iterations; 0 for the published number: 2 for matrix_capsules, 3 for heinsen_norb"
+        0, "network", "routing iterations; 0 for the published number: 2 for matrix_capsules, 3 for Heinsen's networks"
     )
     final_lambda: float = _option(0.01, "network", "inverse temperature that the routing iterations approach")
     epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite")

@@ -35,7 +35,9 @@ def make_model(
     """
     if config.network == "heinsen_sst":
         _, depth, width = _shape_of("embedding", input_shapes, config)
-        return models.heinsen_sst(depth, width, num_classes, dtype=config.precision)
+        return models.heinsen_sst(
+            depth, width, num_classes, iterations=config.routing_iterations, dtype=config.precision
+        )
     image_shape = _shape_of("image", input_shapes, config)
     if config.network == "cnn_baseline":
         return models.cnn_baseline(
