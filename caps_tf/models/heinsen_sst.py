@@ -83,6 +83,7 @@ def heinsen_sst(
     parts: int = 64,
     pose_size: int = 2,
     iterations: int = 3,
+    weight_reg: float = 0.0,
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds the depth embedding, a dense layer that reads a capsule from each embedding, and two routings.
@@ -98,6 +99,7 @@ def heinsen_sst(
         parts: parents of the first routing (n_parts).
         pose_size: numbers in the pose of a part and of a class (d_cap).
         iterations: routing iterations.
+        weight_reg: L2 penalty on the dense layer's kernel.
         dtype: dtype policy of the layers, such as "mixed_bfloat16"; Keras's global policy by default. Routing and
             the result stay in float32.
 
@@ -128,7 +130,12 @@ def heinsen_sst(
     scores = TokenScores(depth, dtype="float32", name="token_scores")(mask)
     x = DepthEmbedding(dtype=dtype, name="depth_embedding")(embeddings)
     x = keras.layers.Dense(
-        features, activation="silu", kernel_initializer=keras.initializers.HeNormal(), dtype=dtype, name="features"
+        features,
+        activation="silu",
+        kernel_initializer=keras.initializers.HeNormal(),
+        kernel_regularizer=keras.regularizers.L2(weight_reg) if weight_reg else None,
+        dtype=dtype,
+        name="features",
     )(x)
     x = keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="features_norm")(x)
     poses = keras.layers.Reshape((-1, 1, features), dtype=dtype, name="token_poses")(x)

@@ -36,7 +36,12 @@ def make_model(
     if config.network == "heinsen_sst":
         _, depth, width = _shape_of("embedding", input_shapes, config)
         return models.heinsen_sst(
-            depth, width, num_classes, iterations=config.routing_iterations, dtype=config.precision
+            depth,
+            width,
+            num_classes,
+            iterations=config.routing_iterations,
+            weight_reg=config.weight_reg,
+            dtype=config.precision,
         )
     image_shape = _shape_of("image", input_shapes, config)
     if config.network == "cnn_baseline":
