@@ -33,6 +33,9 @@ class TextEncoder(Protocol):
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, which end with the end-of-text token."""
 
+    def spell(self, tokens: Sequence[int]) -> list[str]:
+        """Each token as text, for people to read."""
+
     def embed(self, tokens: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The embeddings of a batch of tokenized texts, each float32 [tokens, depth, width]."""
 
@@ -97,6 +100,9 @@ class WordLlamaEncoder:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer.tokenize(texts)
 
+    def spell(self, tokens: Sequence[int]) -> list[str]:
+        return self._tokenizer.spell(tokens)
+
     def embed(self, tokens: Sequence[Sequence[int]]) -> list[np.ndarray]:
         return [self._table[list(sentence)][:, None] for sentence in tokens]
 
@@ -133,6 +139,9 @@ class HuggingFaceEncoder:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         sentences = self._tokenizer(list(texts), truncation=False)["input_ids"]
         return [_ended(sentence, self._end) for sentence in sentences]
+
+    def spell(self, tokens: Sequence[int]) -> list[str]:
+        return [self._tokenizer.decode([token]) for token in tokens]
 
     def embed(self, tokens: Sequence[Sequence[int]]) -> list[np.ndarray]:
         numbers, mask = (self._torch.from_numpy(array) for array in _padded(tokens, self._end, np.int64))
@@ -176,6 +185,9 @@ class KerasEncoder:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer.tokenize(texts)
 
+    def spell(self, tokens: Sequence[int]) -> list[str]:
+        return self._tokenizer.spell(tokens)
+
     def embed(self, tokens: Sequence[Sequence[int]]) -> list[np.ndarray]:
         arrays = _padded(tokens, self._tokenizer.end, np.int32)
         outputs = self._model(list(arrays) if len(self._model.inputs) == 2 else arrays[0])
@@ -203,6 +215,9 @@ class _FastTokenizer:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         return [_ended(sentence.ids, self.end) for sentence in self._tokenizer.encode_batch(list(texts))]
 
+    def spell(self, tokens: Sequence[int]) -> list[str]:
+        return [self._tokenizer.decode([token], skip_special_tokens=False) for token in tokens]
+
 
 def _open_fast_tokenizer(path: Path) -> _FastTokenizer:
     try:
@@ -229,10 +244,14 @@ class _Vocabulary:
             raise UserError(f"{path}: cannot be read: {error}") from None
         if len(words) < 2:
             raise UserError(f"{path}: needs two lines at least, the end-of-text token and the one for unknown words")
+        self._words = words
         self._numbers: Mapping[str, int] = {word: number for number, word in enumerate(words)}
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         return [[*(self._numbers.get(word, 1) for word in text.lower().split()), self.end] for text in texts]
+
+    def spell(self, tokens: Sequence[int]) -> list[str]:
+        return [self._words[token] for token in tokens]
 
 
 def _ended(tokens: Sequence[int], end: int) -> list[int]:
