@@ -29,7 +29,7 @@ from caps_tf.data.pipeline import evaluation_batches, training_batches
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.sentences import evaluation_sentences, input_shapes, training_sentences
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits
-from caps_tf.data.text_encoders import WORDLLAMA, open_encoder
+from caps_tf.data.text_encoders import WORDLLAMA, TextEncoder, open_encoder
 from caps_tf.errors import UserError, run_script
 from caps_tf.evaluation.credit import image_credit, sentence_credit
 from caps_tf.evaluation.style import save_figure
@@ -55,9 +55,9 @@ def read_tokens(inputs: dict[str, keras.KerasTensor]) -> tuple[keras.KerasTensor
 
 
 def read_image(inputs: dict[str, keras.KerasTensor]) -> keras.KerasTensor:
-    """A vector a position, [b, rows, columns, FEATURES]; each sees 9x9 pixels and knows where it is."""
+    """A vector a position, [b, rows, columns, FEATURES]; each sees 11x11 pixels and knows where it is."""
     x = CoordinateGrid()(inputs["image"])
-    for strides in (1, 2, 1):
+    for strides in (2, 1, 1):
         x = layers.Conv2D(FEATURES // 2, 3, strides, "same", activation="silu", kernel_initializer="he_normal")(x)
     return layers.Conv2D(FEATURES, 1)(x)
 
@@ -93,9 +93,8 @@ def judge(model: keras.Model, batches: tf.data.Dataset) -> dict[bool, tuple[int,
     return found
 
 
-def spell_sentence(split: Split, position: int, num_tokens: int) -> list[str]:
+def spell_sentence(split: Split, position: int, num_tokens: int, encoder: TextEncoder) -> list[str]:
     [record] = split.records().skip(position).take(1).as_numpy_iterator()
-    encoder = open_encoder(ENCODER.value)
     [tokens] = encoder.tokenize([record["text"].decode()])
     if len(tokens) != num_tokens:
         raise UserError(f"{DATA_DIR.value}: was not converted with {ENCODER.value}: give its encoder as --encoder")
@@ -108,6 +107,7 @@ def main(argv: list[str]) -> None:
     dataset = open_dataset(DATA_DIR.value)
     of_sentences = isinstance(dataset, SentenceDataset)
     if of_sentences:
+        encoder = open_encoder(ENCODER.value)
         splits = make_sentence_splits(dataset)
         epoch_of = functools.partial(training_sentences, splits["train"], BATCH_SIZE.value)
         validation = evaluation_sentences(splits["validation"], BATCH_SIZE.value)
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
         names = [f"{dataset.class_names[label]} {float(probabilities[label]):.0%}" for label in shown]
         title = f"{dataset.class_names[example['label']]}, judged {'rightly' if right else 'wrongly'}"
         if of_sentences:
-            tokens = spell_sentence(splits["validation"], position, num_tokens)
+            tokens = spell_sentence(splits["validation"], position, num_tokens, encoder)
             figure = sentence_credit(tokens, credit[:, shown], names, title)
         else:
             figure = image_credit(example["image"], credit[:, shown].reshape(*grid.shape[1:3], -1), names, title)
