@@ -1,7 +1,7 @@
 """Pictures of the credit that classes assign to what they were decided from: tokens of a sentence, places of an image.
 
-The credit is that of one routing, or of several by `caps_tf.routing.end_to_end_credit`; purple speaks against a class,
-orange for it.
+The credit is that of one routing, or of several by `caps_tf.routing.end_to_end_credit`; purple is negative, orange
+positive. What an input proposes has a sign too, so a network may speak for a class in either colour.
 """
 
 from collections.abc import Sequence
