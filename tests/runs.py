@@ -1,0 +1,36 @@
+"""Training runs as their users start them, and what they leave behind."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tests.small_norb import TINY, run_script
+
+
+def train(storage, name, *flags, **options):
+    """Trains a new run; returns its directory."""
+    process = run_script("train_val.py", *TINY, f"--storage={storage}", f"--name={name}", *flags, **options)
+    return Path(re.search(r"^trained: (.*)$", process.stdout, re.M).group(1))
+
+
+def weights(run_directory, checkpoint=None):
+    """Every variable of a run's newest checkpoint that training decides, by name."""
+    path = checkpoint or tf.train.latest_checkpoint(run_directory / "train" / "checkpoints")
+    reader = tf.train.load_checkpoint(str(path))
+    names = [name for name in reader.get_variable_to_shape_map() if name.startswith(("model/", "optimizer/"))]
+    assert len(names) > 20
+    return {name: reader.get_tensor(name) for name in sorted(names)}
+
+
+def assert_same_weights(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def log_lines(run_directory, split):
+    lines = (run_directory / "train" / "log.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["split"] == split]
