@@ -5,6 +5,10 @@ import numpy as np
 from keras import ops
 
 
+def as_list(outputs):
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
 def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
     """Checks a layer from construction to reloading.
 
