@@ -7,6 +7,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import pytest
 
+if keras.config.backend() == "torch":
+    import torch
+
+    # Elsewhere the output of a layer can be read as an array as it is; PyTorch wants to hear that its gradient is not
+    # needed.
+    plain_array = torch.Tensor.__array__
+
+    def detached_array(tensor, dtype=None, copy=None):
+        return plain_array(tensor.detach(), dtype)
+
+    torch.Tensor.__array__ = detached_array
+
 
 @pytest.fixture(autouse=True)
 def _same_seed_and_policy_for_each_test():

@@ -46,7 +46,7 @@ def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
     targets = rng.normal(size=trained.compute_output_shape([array.shape for array in data] if several else data[0].shape))
     trained.fit(data if several else data[0], targets, batch_size=5, epochs=1, verbose=0)
     for old, weight in zip(before, trained.trainable_variables, strict=True):
-        assert np.all(np.isfinite(weight)), weight.path
+        assert np.all(np.isfinite(np.array(weight))), weight.path
         assert np.any(old != np.array(weight)), f"{weight.path} got no gradient"
 
     # Saving: config and weights come back.

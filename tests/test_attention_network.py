@@ -38,6 +38,16 @@ def test_the_published_configurations_have_the_published_size(config, classes, b
     assert trainable_parameters(attention_capsules((32, 32, 3), classes, config, backbone)) == parameters
 
 
+def test_the_residual_backbone_can_be_made_smaller():
+    config = changed(["backbone", "blocks"], [1, 2])
+    config["backbone"]["first_dim"] = 5
+    model = attention_capsules((12, 12, 3), 4, config)
+    convolutions = {layer.name: layer.filters for layer in model.layers if isinstance(layer, keras.layers.Conv2D)}
+    blocks = {name: filters for name, filters in convolutions.items() if name.endswith("conv2")}
+    assert convolutions["stem"] == 5
+    assert blocks == {"block1_1_conv2": 5, "block2_1_conv2": 8, "block2_2_conv2": 8}
+
+
 @pytest.mark.parametrize("backbone", ["resnet", "simple"])
 @pytest.mark.parametrize("image_shape", [(12, 21, 1), (17, 14, 3)])
 def test_any_image_shape_and_channel_number_gives_a_score_for_each_class(image_shape, backbone):
@@ -64,7 +74,8 @@ def test_the_network_learns_with_plain_keras_and_reloads(sequential, tmp_path):
         (12, 12, 1), 2, SMALL, "simple", num_routing=2, sequential_routing=sequential, dropout=0.1
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=["accuracy"])
+    jit_compile = "auto" if keras.config.backend() == "jax" else False  # elsewhere, compiling takes longer than training
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=["accuracy"], jit_compile=jit_compile)
     history = model.fit(images, labels, batch_size=16, epochs=8, verbose=0)
     assert history.history["accuracy"][-1] > 0.9
     model.save(tmp_path / "capsules.keras")
@@ -125,6 +136,8 @@ def changed(path, value):
         (changed(["backbone", "stride"], None), "backbone.stride is missing"),
         (changed(["backbone", "stride"], 0), "backbone.stride must be a positive whole number, not 0"),
         (changed(["backbone", "padding"], -1), "backbone.padding must be a whole number, 0 or more, not -1"),
+        (changed(["backbone", "blocks"], [3]), r"backbone.blocks must be two positive whole numbers, not \[3\]"),
+        (changed(["backbone", "blocks"], [1, 0]), "backbone.blocks must be two positive whole numbers"),
         (changed(["primary_capsules", "num_caps"], "3"), "primary_capsules.num_caps must be a positive whole number"),
         (changed(["primary_capsules", "num_caps"], True), "must be a positive whole number, not True"),
         (changed(["capsules", 0], "CONV"), r"capsules\[0\] must be an object"),

@@ -66,8 +66,8 @@ class AttentionCapsules(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.seed = seed
-        # What half-precision poses are routed and normalised in.
-        self._precision = keras.backend.result_type(self.compute_dtype, "float32")
+        # What poses are routed and normalised in.
+        self._precision = "float32" if self.compute_dtype in ("float16", "bfloat16") else self.compute_dtype
         self._drop = keras.layers.Dropout(dropout, seed=seed, dtype=self._precision, name="dropout")
         self._norm = None
 

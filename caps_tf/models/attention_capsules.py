@@ -10,8 +10,8 @@ from caps_tf.layers import AttentionConvCapsules, AttentionDenseCapsules, Capsul
 from caps_tf.models.attention_config import check_attention_config, load_attention_config
 
 BACKBONES = ("resnet", "simple")
-RESNET_BLOCKS = ((64, 3), (None, 4))
-"""Channels and number of the residual blocks; the second group has the channels and the stride of the config."""
+PUBLISHED_RESNET = {"first_dim": 64, "blocks": (3, 4)}
+"""Channels of the first residual blocks; how many there are with these channels, and with the config's and its stride."""
 
 
 def attention_capsules(
@@ -169,9 +169,10 @@ def _resnet(images, options: dict[str, int], dtype: str | None):
     def relu(x, name):
         return keras.layers.ReLU(dtype=dtype, name=f"{name}_relu")(x)
 
-    x = relu(convolution(images, RESNET_BLOCKS[0][0], 3, 1, "stem"), "stem")
-    for group, (channels, blocks) in enumerate(RESNET_BLOCKS, start=1):
-        channels, stride = channels or options["output_dim"], 1 if group == 1 else options["stride"]
+    options = {**PUBLISHED_RESNET, **options}
+    groups = zip((options["first_dim"], options["output_dim"]), (1, options["stride"]), options["blocks"], strict=True)
+    x = relu(convolution(images, options["first_dim"], 3, 1, "stem"), "stem")
+    for group, (channels, stride, blocks) in enumerate(groups, start=1):
         for block in range(1, blocks + 1):
             name = f"block{group}_{block}"
             shortcut = x

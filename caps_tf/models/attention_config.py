@@ -1,7 +1,8 @@
 """Configurations of the attention network: which capsule layers stand on the backbone, as JSON.
 
 The words are those of the published code, whose files can be used as they are. Two are published and come with the
-library: "cifar10" and "cifar100".
+library: "cifar10" and "cifar100". Beyond them, `backbone` takes `first_dim`, the channels of the first residual blocks
+(64 if it is missing), and `blocks`, how many there are with these channels and with `output_dim` ([3, 4]).
 """
 
 import json
@@ -15,10 +16,12 @@ from caps_tf.errors import UserError
 PUBLISHED = ("cifar10", "cifar100")
 
 _SIZE, _LENGTH, _FLAG = "a positive whole number", "a whole number, 0 or more", "true or false"
+_PAIR = "two positive whole numbers"
 _IS_KIND = {
     _SIZE: lambda value: type(value) is int and value > 0,
     _LENGTH: lambda value: type(value) is int and value >= 0,
     _FLAG: lambda value: type(value) is bool,
+    _PAIR: lambda value: isinstance(value, list) and len(value) == 2 and all(map(_IS_KIND[_SIZE], value)),
 }
 _POSES = {"num_caps": _SIZE, "caps_dim": _SIZE, "matrix_pose": _FLAG}
 _CONVOLUTION = {"kernel_size": _SIZE, "stride": _SIZE}
@@ -30,6 +33,11 @@ _SECTIONS = {
 _LAYERS = {"CONV": {**_POSES, **_CONVOLUTION}, "FC": _POSES}
 # What published files also say and what follows from the rest: allowed, of the right type, and otherwise not read.
 _DERIVED = {"input_dim": _SIZE, "out_img_size": _SIZE}
+_OPTIONAL = {
+    "backbone": {**_DERIVED, "first_dim": _SIZE, "blocks": _PAIR},
+    "primary_capsules": _DERIVED,
+    "class_capsules": {**_DERIVED, "num_caps": _SIZE},
+}
 
 
 def load_attention_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -79,8 +87,7 @@ def check_attention_config(config: Any, name: str = "config") -> None:
     _check_object(config, (*_SECTIONS, "capsules"), (), name, "")
     for section, kinds in _SECTIONS.items():
         if section in config:
-            optional = {**_DERIVED, "num_caps": _SIZE} if section == "class_capsules" else _DERIVED
-            _check_section(config[section], kinds, optional, name, section)
+            _check_section(config[section], kinds, _OPTIONAL[section], name, section)
     for section in (*_SECTIONS, "capsules"):
         if section not in config:
             raise UserError(f"{name}: {section} is missing: see the published configurations for an example")

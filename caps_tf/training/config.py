@@ -12,13 +12,14 @@ from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES,
 from caps_tf.errors import UserError
 from caps_tf.files import write_atomically
 
-NETWORKS = ("matrix_capsules", "heinsen_norb", "heinsen_sst", "cnn_baseline")
+NETWORKS = ("matrix_capsules", "heinsen_norb", "heinsen_sst", "attention", "cnn_baseline")
 ROUTING_ITERATIONS = {"matrix_capsules": 2, "heinsen_norb": 3, "heinsen_sst": 3}
 LOSSES = ("auto", "spread", "cross_entropy")
 VIEWPOINTS = ("", "azimuth", "elevation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adam", "radam", "sgd")
 SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
+BACKBONES = ("resnet", "simple")
 SWITCH = ("auto", "on", "off")
 
 
@@ -99,6 +100,18 @@ class RunConfig:
     epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite")
     weight_reg: float = _option(2e-7, "network", "L2 penalty on kernels and capsule weights")
     dropout: float = _option(0.5, "network", "share of units dropped in the dense layer of cnn_baseline")
+    num_routing: int = _option(2, "network", "routing iterations of attention")
+    sequential_routing: bool = _option(
+        False, "network", "attention: each layer finishes its iterations before the next; otherwise all route at once"
+    )
+    backbone: str = _option("resnet", "network", "what stands below attention's capsules", BACKBONES)
+    config_path: str = _option(
+        "cifar10", "network", "attention's capsule layers: cifar10 or cifar100 (both published), or a JSON file"
+    )
+    capsule_dropout: float = _option(0.0, "network", "attention: share of the elements of capsules' poses dropped")
+    votes_mib: int = _option(
+        16, "network", "attention: MiB of votes that a layer holds at a time; raise it on an accelerator"
+    )
 
     batch_size: int = _option(64, "optimisation", "examples in a step, over all devices and hosts together")
     epoch: int = _option(100, "optimisation", "epochs to train")
@@ -154,7 +167,8 @@ class RunConfig:
             if choices and value not in choices:
                 raise UserError(f"{option.name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
         positive = (
-            *("A", "B", "C", "D", "batch_size", "epoch", "num_gpus", "log_every", "keep_checkpoints"),
+            *("A", "B", "C", "D", "num_routing", "votes_mib", "batch_size", "epoch", "num_gpus"),
+            *("log_every", "keep_checkpoints"),
             *("final_lambda", "epsilon", "lrn_rate", "lrn_decay", "lrn_decay_steps", "margin_steps"),
         )
         for name in positive:
@@ -163,7 +177,7 @@ class RunConfig:
         for name in ("iter_routing", "weight_reg", "checkpoint_every", "seed", "pad", "mixup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
-        for name in ("val_prop", "dropout", "momentum"):
+        for name in ("val_prop", "dropout", "capsule_dropout", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)}")
         if "/" in self.name:
@@ -189,6 +203,8 @@ class RunConfig:
     @property
     def routing_iterations(self) -> int:
         """Iterations of the network's routing; 1 for a network that has none."""
+        if self.network == "attention":
+            return self.num_routing
         return self.iter_routing or ROUTING_ITERATIONS.get(self.network, 1)
 
     @property

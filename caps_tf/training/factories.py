@@ -56,6 +56,18 @@ def make_model(
             weight_reg=config.weight_reg,
             dtype=config.precision,
         )
+    if config.network == "attention":
+        return models.attention_capsules(
+            image_shape,
+            num_classes,
+            config=config.config_path,
+            backbone=config.backbone,
+            num_routing=config.routing_iterations,
+            sequential_routing=config.sequential_routing,
+            dropout=config.capsule_dropout,
+            votes_at_a_time=config.votes_mib * 2**20,
+            dtype=config.precision,
+        )
     return models.matrix_capsules(
         image_shape,
         num_classes,
