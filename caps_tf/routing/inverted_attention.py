@@ -38,9 +38,9 @@ def first_parents(children: Tensor, weights: Tensor) -> Tensor:
         Parents before normalisation, [n, j, x, z].
 
     Example:
-        >>> children, weights = np.ones((2, 9, 4, 4), "float32"), np.ones((9, 5, 4, 4), "float32")
-        >>> float(first_parents(children, weights)[0, 0, 0, 0])   # 9 children with votes of 4, shared by 5 parents
-        7.2
+        >>> children, weights = np.ones((2, 10, 4, 4), "float32"), np.ones((10, 5, 4, 4), "float32")
+        >>> float(first_parents(children, weights)[0, 0, 0, 0])   # 10 children with votes of 4, shared by 5 parents
+        8.0
     """
     return ops.einsum("ncxy,cjyz->njxz", children, weights) / weights.shape[1]
 
