@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.inverted_attention import first_parents, next_parents
 from caps_tf.routing.neighbourhood import Neighbourhood
 
@@ -67,7 +68,7 @@ class AttentionCapsules(keras.layers.Layer):
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.seed = seed
         # What poses are routed and normalised in.
-        self._precision = "float32" if self.compute_dtype in ("float16", "bfloat16") else self.compute_dtype
+        self._precision = routing_dtype(self)
         self._drop = keras.layers.Dropout(dropout, seed=seed, dtype=self._precision, name="dropout")
         self._norm = None
 
