@@ -1,9 +1,14 @@
-# `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests. Both install first.
+# `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests, `make test-backends`
+# those of the layers and networks on JAX and PyTorch. All install first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install clean
+# What runs on every Keras backend.
+BACKEND_TESTS := tests/test_em_routing.py tests/test_heinsen_routing.py tests/test_heinsen_vectors.py \
+  tests/test_inverted_attention.py tests/test_layers.py tests/test_models.py tests/test_attention_network.py
+
+.PHONY: demo test test-backends test-jax test-torch install clean
 
 install: $(VENV)/installed
 
@@ -18,5 +23,15 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+test-backends: test-jax test-torch
+
+test-jax test-torch: test-%: $(VENV)-%/installed
+	KERAS_BACKEND=$* $(VENV)-$*/bin/python -m pytest $(BACKEND_TESTS)
+
+$(VENV)-%/installed: requirements-%.txt requirements-backends.txt
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-$*.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-jax $(VENV)-torch

@@ -68,7 +68,3 @@ def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
             difference = np.abs(np.array(ops.cast(output, "float32")) - np.array(full))
             assert difference.mean() < 0.02 * max(1.0, float(np.abs(full).max()))
         assert all(keras.backend.standardize_dtype(weight.dtype) == "float32" for weight in half.weights)
-
-
-def as_list(outputs):
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]

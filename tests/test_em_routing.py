@@ -17,6 +17,7 @@ from caps_tf.routing.em import (
 from caps_tf.routing.neighbourhood import Neighbourhood
 from tests import em_reference
 from tests.gradients import gradients
+from tests.precision import within
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "em_routing.npz")
 FIELDS = {
@@ -85,7 +86,8 @@ def test_gradients_of_the_published_implementation_are_reproduced(iterations):
 
     def objective(votes, activations, beta_u, beta_a):
         parents = em_routing(votes, activations, beta_u, beta_a, FIELDS["fc"], iterations)
-        return ops.sum(parents.poses * poses_cotangent) + ops.sum(parents.activations * activations_cotangent)
+        poses = ops.multiply(parents.poses, poses_cotangent)
+        return ops.sum(poses) + ops.sum(ops.multiply(parents.activations, activations_cotangent))
 
     found = gradients(objective, votes, activations, GOLDEN["em/fc/beta_v/zero"], GOLDEN["em/fc/beta_a/zero"])
     found[0] = found[0][:, 0, 0, :, 0].transpose(0, 2, 1, 3)
@@ -134,9 +136,9 @@ def test_agrees_with_procedure_1_worked_out_capsule_by_capsule(children, kernel,
         poses, parent_activations, routing = em_reference.em_routing(
             votes[image], activations[image], beta_u, beta_a, children, kernel, strides, iterations, final_lambda=0.01
         )
-        np.testing.assert_allclose(parents.poses[image], poses, rtol=1e-9, atol=1e-11)
-        np.testing.assert_allclose(parents.activations[image], parent_activations, rtol=1e-9)
-        np.testing.assert_allclose(parents.routing_weights[image], routing, rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(parents.poses[image], poses, **within(1e-9))
+        np.testing.assert_allclose(parents.activations[image], parent_activations, **within(1e-9))
+        np.testing.assert_allclose(parents.routing_weights[image], routing, **within(1e-9))
 
 
 def test_repair_1_parents_at_different_positions_compete_for_a_child():

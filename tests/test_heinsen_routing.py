@@ -76,7 +76,7 @@ def test_gradients_of_the_published_implementations_are_reproduced(name):
 
     def objective(a_inp, mu_inp, *weights):
         outputs, _ = layer.stateless_call(list(weights), [], (a_inp, mu_inp), **case["kwargs"])
-        return sum(ops.sum(named(outputs)[output] * cotangent) for output, cotangent in cotangents.items())
+        return sum(ops.sum(ops.multiply(named(outputs)[output], cotangent)) for output, cotangent in cotangents.items())
 
     found = gradients(objective, *inputs, *layer.get_weights())
     expected = arrays(case["grads"], "float64")

@@ -10,8 +10,6 @@ import pytest
 from keras import ops
 from keras.ops import convert_to_numpy as numpy
 
-from caps_tf.evaluation.credit import image_credit, sentence_credit
-from caps_tf.evaluation.style import save_figure
 from caps_tf.layers import DefinableVectorRouting, HeinsenVectorRouting
 from caps_tf.routing import efficient_vector_routing, end_to_end_credit
 from caps_tf.routing.heinsen_vectors import VectorRoutingWeights
@@ -564,27 +562,3 @@ def test_end_to_end_credit_refuses_routings_that_do_not_follow_each_other():
     with pytest.raises(ValueError, match="at least one routing"):
         end_to_end_credit()
     assert np.all(np.isfinite(values(end_to_end_credit(np.ones((1, 1))))))  # a single number has no deviation
-
-
-def test_credit_pictures_show_every_token_and_position(tmp_path):
-    rng = np.random.default_rng(0)
-    tokens = ["Not", "a", "$2", "film", "\n", "", "x" * 200, *["word"] * 60]
-    figure = sentence_credit(tokens, rng.normal(size=(len(tokens), 2)), ["negative", "positive"], "Credit")
-    for axes in figure.axes[:2]:
-        assert len(axes.texts) == len(axes.patches) == len(tokens)
-        assert len({patch.get_facecolor() for patch in axes.patches}) > 40
-    assert save_figure(figure, tmp_path / "sentence.png").stat().st_size > 10_000
-    credit = rng.normal(size=(3, 4, 7))
-    for image in (rng.integers(0, 256, (24, 32, 3), np.uint8), rng.normal(size=(24, 32, 1)), rng.normal(size=(24, 32))):
-        figure = image_credit(image, credit, list("abcdefg"))
-        shown = [axes.images for axes in figure.axes[:8]]
-        assert [len(images) for images in shown] == [1] + [2] * 7
-        np.testing.assert_array_equal(shown[3][1].get_array(), credit[:, :, 2])
-    assert save_figure(figure, tmp_path / "image.png").stat().st_size > 5_000
-    assert sentence_credit([], np.zeros((0, 2)), ["a", "b"]) is None
-    with pytest.raises(ValueError, match="credit of 2 tokens towards 1 classes"):
-        sentence_credit(["a", "b"], np.zeros((1, 2)), ["c"])
-    with pytest.raises(ValueError, match="2 classes"):
-        image_credit(np.zeros((4, 4)), np.zeros((2, 2, 3)), ["a", "b"])
-    with pytest.raises(ValueError, match="expected an image"):
-        image_credit(np.zeros((4, 4, 2)), np.zeros((2, 2, 2)), ["a", "b"])

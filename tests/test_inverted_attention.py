@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -18,17 +17,12 @@ from caps_tf.routing.inverted_attention import (
 from tests import attention_reference
 from tests.gradients import gradients
 from tests.layer_checks import run_layer_test
+from tests.precision import IN_FLOAT64, within
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "attention_routing.npz")
-IN_FLOAT64 = keras.config.backend() == "tensorflow"  # elsewhere Keras's own operations turn float64 into float32
 TOLERANCE = {"float32": 5e-5, "float64": 1e-10 if IN_FLOAT64 else 5e-5}
 DENSE = ("fc_vector", "fc_vector_dout1_no_layernorm", "fc_matrix_5d_input", "fc_vector_5d_input")
 CONVOLUTIONAL = {"conv_matrix_s1": 1, "conv_matrix_s2": 2}
-
-
-def within(tolerance):
-    """Tolerances for `assert_allclose` of float64 values, where there are any."""
-    return {"rtol": tolerance, "atol": tolerance} if IN_FLOAT64 else {"rtol": 1e-3, "atol": 1e-4}
 
 
 def golden(case, name, dtype="float64"):
