@@ -7,13 +7,8 @@ import pytest
 from keras import ops
 
 from caps_tf.layers import EMClassCapsules, EMConvCapsules
-from caps_tf.routing.em import (
-    em_routing,
-    initial_routing_weights,
-    log_likelihood,
-    m_step,
-    softmax_over_parents,
-)
+from caps_tf.routing import em
+from caps_tf.routing.em import initial_routing_weights, log_likelihood, m_step, softmax_over_parents
 from caps_tf.routing.neighbourhood import Neighbourhood
 from tests import em_reference
 from tests.gradients import gradients
@@ -25,6 +20,11 @@ FIELDS = {
     "conv6s2": Neighbourhood((6, 6), (3, 3), (2, 2)),
     "fc": Neighbourhood((1, 1), (1, 1)),
 }
+
+
+def em_routing(votes, *arguments, **options):
+    """Routes votes [b, p, q, j, k, i, d] as the references write them, the elements of a vote last."""
+    return em.em_routing(ops.moveaxis(votes, -1, 4), *arguments, **options)
 
 
 def golden_inputs(geometry, scale):
@@ -173,7 +173,7 @@ def test_repair_2_a_parent_with_a_single_child_is_finite_in_value_and_gradient(i
     np.testing.assert_allclose(parents.poses, votes[:, :, :, :, 0, 0], rtol=1e-4, atol=1e-6)
     assert np.all(np.isfinite(parents.activations))
     # The variance is its floor, which caps how cheap a parent can be: 16 (1/2 ln 1e-9) a unit of data.
-    _, variance, _ = m_step(np.ones((18, 4, 1), "float32"), votes.reshape(18, 4, 1, 16), beta, beta, 0.01, 1e-9)
+    _, variance, _ = m_step(np.ones((18, 4, 1), "float32"), votes.reshape(18, 4, 16, 1), beta, beta, 0.01, 1e-9)
     np.testing.assert_allclose(variance, 1e-9, rtol=1e-3)
     for gradient in gradients(objective, votes, activations, beta, beta):
         assert np.all(np.isfinite(gradient))
@@ -260,10 +260,10 @@ def test_the_log_likelihood_is_that_of_a_diagonal_gaussian():
     from scipy.stats import norm
 
     rng = np.random.default_rng(0)
-    votes = rng.normal(size=(5, 2, 3, 16))
+    votes = rng.normal(size=(5, 2, 16, 3))
     mu, variance = rng.normal(size=(5, 2, 16)), rng.uniform(0.1, 2, size=(5, 2, 16))
-    expected = norm.logpdf(votes, mu[:, :, None], np.sqrt(variance)[:, :, None]).sum(-1)
-    np.testing.assert_allclose(log_likelihood(votes, mu, variance), expected, rtol=1e-10)
+    expected = norm.logpdf(votes, mu[..., None], np.sqrt(variance)[..., None]).sum(-2)
+    np.testing.assert_allclose(log_likelihood(votes, mu, variance), expected, **within(1e-10))
 
 
 def test_the_softmax_survives_logits_that_would_overflow():

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from caps_tf.layers.grouping import images_at_a_time
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.inverted_attention import first_parents, next_parents
 from caps_tf.routing.neighbourhood import Neighbourhood
@@ -101,10 +102,9 @@ class AttentionCapsules(keras.layers.Layer):
 
     def _group(self, children_shape: tuple, positions: int) -> int:
         """How many positions have their votes at the same time: whole images, a divisor of the batch."""
-        batch = (children_shape[0] or positions) // positions  # of unknown size: one image at a time
+        batch = children_shape[0] and children_shape[0] // positions
         elements = positions * children_shape[1] * self.capsules * children_shape[2] * self.kernel.shape[-1]
-        images = max(1, self.votes_at_a_time // (4 * elements))
-        return positions * max(size for size in range(1, min(images, batch) + 1) if batch % size == 0)
+        return positions * images_at_a_time(batch, elements, self.votes_at_a_time)
 
     def _child_pose(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         pose = self.child_pose or shape

@@ -1,12 +1,14 @@
 """Matrix capsules that are routed by expectation maximisation: convolutional and class capsules."""
 
 import keras
+import numpy as np
 from keras import ops
 
+from caps_tf.layers.grouping import images_at_a_time, map_groups
 from caps_tf.layers.precision import routing_dtype
-from caps_tf.routing.em import Parents, em_routing
+from caps_tf.routing.em import em_routing
 from caps_tf.routing.neighbourhood import Neighbourhood
-from caps_tf.routing.votes import convolutional_votes, coordinate_offsets, shared_votes
+from caps_tf.routing.votes import coordinate_offsets, pose_columns, votes_of_children, weight_rows
 
 
 class EMCapsules(keras.layers.Layer):
@@ -17,6 +19,8 @@ class EMCapsules(keras.layers.Layer):
         iterations: number of routing iterations, at least 1.
         final_lambda: inverse temperature that the iterations approach.
         epsilon: keeps the divisions and logarithms of the routing finite.
+        votes_at_a_time: bytes of votes that may exist at the same time, if the batch divides so and one image's
+            votes are no more; less costs time, and so does more than the processor's cache holds.
         kernel_initializer: of the weights W; truncated normal (0, 1) as in the published code.
         beta_a_initializer: of the cost of an inactive parent.
         beta_u_initializer: of the cost of a vote element.
@@ -24,7 +28,7 @@ class EMCapsules(keras.layers.Layer):
         **kwargs: `keras.layers.Layer` arguments.
 
     Raises:
-        ValueError: if `capsules` or `iterations` is less than 1.
+        ValueError: if `capsules`, `iterations` or `votes_at_a_time` is less than 1.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class EMCapsules(keras.layers.Layer):
         iterations: int = 2,
         final_lambda: float = 0.01,
         epsilon: float = 1e-9,
+        votes_at_a_time: int = 2**22,
         kernel_initializer: keras.initializers.Initializer | str | None = None,
         beta_a_initializer: keras.initializers.Initializer | str | None = None,
         beta_u_initializer: keras.initializers.Initializer | str = "glorot_uniform",
@@ -40,12 +45,16 @@ class EMCapsules(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if capsules < 1 or iterations < 1:
-            raise ValueError(f"capsules and iterations must be at least 1, not {capsules} and {iterations}")
+        if capsules < 1 or iterations < 1 or votes_at_a_time < 1:
+            raise ValueError(
+                f"capsules, iterations and votes_at_a_time must be at least 1, "
+                f"not {capsules}, {iterations} and {votes_at_a_time}"
+            )
         self.capsules = capsules
         self.iterations = iterations
         self.final_lambda = final_lambda
         self.epsilon = epsilon
+        self.votes_at_a_time = votes_at_a_time
         self.kernel_initializer = keras.initializers.get(
             kernel_initializer or keras.initializers.TruncatedNormal(0.0, 1.0)
         )
@@ -63,19 +72,45 @@ class EMCapsules(keras.layers.Layer):
         self.beta_a = self.add_weight(shape=(self.capsules, 1), initializer=self.beta_a_initializer, name="beta_a")
         self.beta_u = self.add_weight(shape=(self.capsules, 1), initializer=self.beta_u_initializer, name="beta_u")
 
-    def _route(self, votes, activations, neighbourhood: Neighbourhood) -> Parents:
+    def _route(self, children, kernel, neighbourhood: Neighbourhood, offsets: np.ndarray | None = None):
+        """Poses [b, h, w, i, x, y] and activations to those of the parents, with weights `kernel` [c, j, y, z].
+
+        Nothing needs the votes of two images at once: they are made, routed and, for the gradient, made again for a
+        few images at a time, so that they stay in the processor's cache.
+        """
         precision = routing_dtype(self)
-        parents = em_routing(
-            ops.cast(votes, precision),
-            ops.cast(activations, precision),
-            beta_u=ops.cast(self.beta_u, precision)[:, 0],
-            beta_a=ops.cast(self.beta_a, precision)[:, 0],
-            neighbourhood=neighbourhood,
-            iterations=self.iterations,
-            final_lambda=self.final_lambda,
-            epsilon=self.epsilon,
+        poses, activations = (ops.cast(neighbourhood.gather(tensor), precision) for tensor in children)
+        b, p, q, k, i = ops.shape(activations)
+        *pose_shape, capsules = *poses.shape[-2:], self.capsules
+        columns = pose_columns(ops.reshape(poses, (b, p * q, k * i, *pose_shape)))
+        weights = (
+            *weight_rows(ops.cast(kernel, precision)),
+            *(ops.cast(beta, precision)[:, 0] for beta in (self.beta_u, self.beta_a)),
         )
-        return Parents(*(ops.cast(value, self.compute_dtype) for value in parents))
+        size = len(columns)
+
+        def route(*tensors):
+            columns, activations, rows = tensors[:size], tensors[size], tensors[size + 1 : -2]
+            columns = [ops.reshape(column, (-1, *column.shape[2:])) for column in columns]
+            votes = votes_of_children(columns, rows)
+            if offsets is not None:
+                votes = votes + ops.cast(offsets, precision)
+            parents = em_routing(
+                ops.reshape(votes, (-1, p, q, capsules, votes.shape[2], k, i)),
+                activations,
+                beta_u=tensors[-2],
+                beta_a=tensors[-1],
+                neighbourhood=neighbourhood,
+                iterations=self.iterations,
+                final_lambda=self.final_lambda,
+                epsilon=self.epsilon,
+            )
+            return parents.poses, parents.activations
+
+        elements = p * q * k * i * capsules * pose_shape[0] * kernel.shape[-1]
+        images = images_at_a_time(poses.shape[0], elements, self.votes_at_a_time)
+        found = map_groups(keras.remat(route), (*columns, activations), weights, images)
+        return tuple(ops.cast(value, self.compute_dtype) for value in found)
 
     def get_config(self):
         return {
@@ -84,6 +119,7 @@ class EMCapsules(keras.layers.Layer):
             "iterations": self.iterations,
             "final_lambda": self.final_lambda,
             "epsilon": self.epsilon,
+            "votes_at_a_time": self.votes_at_a_time,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "beta_a_initializer": keras.initializers.serialize(self.beta_a_initializer),
             "beta_u_initializer": keras.initializers.serialize(self.beta_u_initializer),
@@ -143,12 +179,10 @@ class EMConvCapsules(EMCapsules):
         self._add_weights((kernel_positions, child_types, self.capsules, pose_size, pose_size))
 
     def call(self, children):
-        poses, activations = children
-        neighbourhood = self._neighbourhood(poses.shape)
-        votes = convolutional_votes(neighbourhood.gather(poses), self.kernel)
-        parents = self._route(votes, neighbourhood.gather(activations), neighbourhood)
-        shape = ops.shape(parents.activations)
-        return ops.reshape(parents.poses, (*shape, *poses.shape[-2:])), parents.activations
+        pose_shape = children[0].shape[-2:]
+        kernel = ops.reshape(ops.convert_to_tensor(self.kernel), (-1, *self.kernel.shape[2:]))
+        poses, activations = self._route(children, kernel, self._neighbourhood(children[0].shape))
+        return ops.reshape(poses, (*ops.shape(activations), *pose_shape)), activations
 
     def compute_output_shape(self, input_shape):
         poses_shape = _check_children(input_shape)
@@ -203,15 +237,17 @@ class EMClassCapsules(EMCapsules):
         self._add_weights((child_types, self.capsules, pose_size, pose_size))
 
     def call(self, children):
-        poses, activations = children
-        neighbourhood = Neighbourhood.whole(tuple(poses.shape[1:3]))
-        votes = shared_votes(neighbourhood.gather(poses), self.kernel)
+        pose_shape = tuple(children[0].shape[-2:])
+        neighbourhood = Neighbourhood.whole(tuple(children[0].shape[1:3]))
+        kernel = ops.convert_to_tensor(self.kernel)
+        kernel = ops.tile(kernel, (neighbourhood.kernel_positions, 1, 1, 1))
+        offsets = None
         if self.coordinate_addition:
-            offsets = coordinate_offsets(neighbourhood.children, tuple(poses.shape[-2:]))
-            votes = votes + ops.convert_to_tensor(offsets[:, None, :], dtype=votes.dtype)
-        parents = self._route(votes, neighbourhood.gather(activations), neighbourhood)
-        class_poses = ops.reshape(parents.poses, (-1, self.capsules, *poses.shape[-2:]))
-        return class_poses, ops.reshape(parents.activations, (-1, self.capsules))
+            # The same for all child types of a position: [k, d] to [d, k i].
+            offsets = coordinate_offsets(neighbourhood.children, pose_shape).T
+            offsets = np.repeat(offsets, self.kernel.shape[0], axis=1)
+        poses, activations = self._route(children, kernel, neighbourhood, offsets)
+        return ops.reshape(poses, (-1, self.capsules, *pose_shape)), ops.reshape(activations, (-1, self.capsules))
 
     def compute_output_shape(self, input_shape):
         poses_shape = _check_children(input_shape)

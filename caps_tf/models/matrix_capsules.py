@@ -17,6 +17,7 @@ def matrix_capsules(
     final_lambda: float = 0.01,
     epsilon: float = 1e-9,
     weight_reg: float = 2e-7,
+    votes_at_a_time: int = 2**22,
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds ReLU Conv1, PrimaryCaps, ConvCaps1, ConvCaps2 and Class Capsules.
@@ -34,6 +35,7 @@ def matrix_capsules(
         final_lambda: inverse temperature that the iterations approach.
         epsilon: keeps the routing's divisions and logarithms finite.
         weight_reg: L2 penalty on kernels and capsule weights.
+        votes_at_a_time: bytes of votes that a layer holds at the same time; see `EMCapsules`.
         dtype: dtype policy of the layers, such as "mixed_bfloat16"; Keras's global policy by default. Routing and
             the result stay in float32.
 
@@ -63,6 +65,7 @@ def matrix_capsules(
         "iterations": iterations,
         "final_lambda": final_lambda,
         "epsilon": epsilon,
+        "votes_at_a_time": votes_at_a_time,
         "kernel_regularizer": regularizer,
         "dtype": dtype,
     }

@@ -11,6 +11,8 @@ The letters of every einsum in this library:
     d      elements of a pose read as a vector, row by row
     n      parent positions of all images (b p q merged)
     c      children in a parent's receptive field (k i merged)
+    r      rows x of the poses at all parent positions (n x merged)
+    w      elements of the weights of all parent types (j z merged)
     m      moments of a pose row: its elements y and their products y y'
     e      elements of an output vector, where input vectors have d
     o      output capsules of the routing after this one, whose inputs are j

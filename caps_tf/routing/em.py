@@ -82,7 +82,7 @@ def m_step(
 
     Args:
         weights: routing weights times child activations, [n, j, c].
-        votes: [n, j, c, d].
+        votes: [n, j, d, c].
         beta_u: cost of describing one vote element, [j].
         beta_a: cost of leaving a parent inactive, [j].
         inverse_temperature: lambda of this iteration.
@@ -91,11 +91,10 @@ def m_step(
     Returns:
         mu [n, j, d], variance [n, j, d] and activations [n, j].
     """
-    parent_types, children, pose_size = votes.shape[1:]
+    parent_types, pose_size, children = votes.shape[1:]
     data = ops.sum(weights, axis=-1)
-    share = weights / (data + epsilon)[..., None]
-    mu = ops.einsum("njc,njcd->njd", share, votes)
-    variance = ops.einsum("njc,njcd->njd", share, ops.square(votes - mu[:, :, None])) + VARIANCE_FLOOR
+    mu, variance = _mean_and_variance(weights / (data + epsilon)[..., None], votes)
+    variance = variance + VARIANCE_FLOOR
     cost = pose_size * beta_u + 0.5 * ops.sum(ops.log(variance), axis=-1)
     cost = cost * data * (100.0 * parent_types / children)
     return mu, variance, ops.sigmoid(inverse_temperature * (beta_a - cost))
@@ -107,15 +106,53 @@ def log_likelihood(votes: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
     ln p = -sum_d (V - mu)^2 / (2 variance) - 1/2 sum_d ln(2 pi variance).
 
     Args:
-        votes: [n, j, c, d].
+        votes: [n, j, d, c].
         mu: [n, j, d].
         variance: [n, j, d].
 
     Returns:
         [n, j, c].
     """
-    distance = ops.einsum("njcd,njd->njc", ops.square(votes - mu[:, :, None]), 0.5 / variance)
+    distance = _squared_distance(votes, mu, 0.5 / variance)
     return -distance - 0.5 * ops.sum(ops.log(2.0 * np.pi * variance), axis=-1)[..., None]
+
+
+# The two passes over all votes. Their gradients are written out because the gradient of an einsum is another einsum:
+# each would lay out a tensor as large as the votes, where a compiler makes one loop of what follows.
+
+
+@ops.custom_gradient
+def _mean_and_variance(share: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_c share V and sum_c share (V - mean)^2 for share [n, j, c] and votes [n, j, d, c]: both [n, j, d]."""
+    mean = ops.einsum("njc,njdc->njd", share, votes)
+    deviation = votes - mean[..., None]
+    variance = ops.einsum("njc,njdc->njd", share, ops.square(deviation))
+
+    def gradient(*arguments, upstream=None):
+        to_mean, to_variance = arguments if upstream is None else upstream
+        # Shares sum to a little less than 1, or to 0 where no child is active: the variance depends on the mean.
+        rest = 1.0 - ops.sum(share, axis=-1)
+        to_mean = to_mean - 2.0 * to_variance * mean * rest[..., None]
+        to_share = ops.einsum("njdc,njd->njc", votes, to_mean)
+        to_share = to_share + ops.einsum("njdc,njd->njc", ops.square(deviation), to_variance)
+        return to_share, share[:, :, None] * (to_mean[..., None] + deviation * (2.0 * to_variance)[..., None])
+
+    return (mean, variance), gradient
+
+
+@ops.custom_gradient
+def _squared_distance(votes: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """sum_d precision (V - mean)^2 for votes [n, j, d, c], mean and precision [n, j, d]: [n, j, c]."""
+    deviation = votes - mean[..., None]
+    distance = ops.einsum("njdc,njd->njc", ops.square(deviation), precision)
+
+    def gradient(*arguments, upstream=None):
+        arriving = arguments[0] if upstream is None else upstream
+        to_mean = -2.0 * precision * ops.einsum("njc,njdc->njd", arriving, deviation)
+        to_precision = ops.einsum("njc,njdc->njd", arriving, ops.square(deviation))
+        return arriving[:, :, None] * (deviation * (2.0 * precision)[..., None]), to_mean, to_precision
+
+    return distance, gradient
 
 
 def softmax_over_parents(logits: Tensor, neighbourhood: Neighbourhood) -> Tensor:
@@ -155,9 +192,9 @@ def em_routing(
     `iterations` M-steps with an E-step between two of them. Gradients flow through all iterations.
 
     Args:
-        votes: what each child predicts for each parent's pose, [b, p, q, j, k, i, d] with p, q parent rows and
-            columns, j parent types, k kernel positions, i child types, d pose elements. Float. Parents come
-            before children so that every contraction over children is a matrix product in this memory order.
+        votes: what each child predicts for each parent's pose, [b, p, q, j, d, k, i] with p, q parent rows and
+            columns, j parent types, d pose elements, k kernel positions, i child types. Float. Children come last
+            so that every pass over the votes runs along hundreds of them.
         activations: child activations, [b, p, q, k, i], between 0 and 1.
         beta_u: [j], cost of describing one vote element.
         beta_a: [j], cost of leaving a parent inactive.
@@ -173,7 +210,7 @@ def em_routing(
         ValueError: if `iterations` is less than 1.
 
     Example:
-        >>> votes = np.random.default_rng(0).normal(size=(2, 1, 1, 5, 16, 3, 16)).astype("float32")
+        >>> votes = np.random.default_rng(0).normal(size=(2, 1, 1, 5, 16, 16, 3)).astype("float32")
         >>> children = np.ones((2, 1, 1, 16, 3), "float32")
         >>> beta = np.zeros(5, "float32")
         >>> parents = em_routing(votes, children, beta, beta, Neighbourhood.whole((4, 4)))
@@ -183,12 +220,12 @@ def em_routing(
     if iterations < 1:
         raise ValueError(f"EM routing needs at least 1 iteration, not {iterations}")
     p, q = neighbourhood.parents
-    _, _, _, parent_types, kernel_positions, child_types, pose_size = votes.shape
+    _, _, _, parent_types, pose_size, kernel_positions, child_types = votes.shape
     in_space = (-1, p, q, parent_types, kernel_positions, child_types)
     # An M-step knows nothing of space: it sees parent positions of all images side by side, and their children in a
     # row. Compilers handle four axes far better than seven.
     merged = (-1, parent_types, kernel_positions * child_types)
-    votes = ops.reshape(votes, (*merged, pose_size))
+    votes = ops.reshape(votes, (-1, parent_types, pose_size, kernel_positions * child_types))
     activations = ops.reshape(activations, (-1, 1, kernel_positions * child_types))
     routing_weights = ops.convert_to_tensor(initial_routing_weights(neighbourhood, parent_types), dtype=votes.dtype)
     routing_weights = ops.broadcast_to(routing_weights, (ops.shape(votes)[0] // (p * q), *in_space[1:]))

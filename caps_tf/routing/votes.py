@@ -1,8 +1,13 @@
 """Votes: each child's pose times the weight that relates part to whole.
 
 Source: Hinton, Sabour, Frosst, "Matrix capsules with EM routing" (ICLR 2018), V_ij = M_i W_ij.
+
+The product of two small matrices is computed as the sum over y of column y of the pose times row y of the weight, with
+the children side by side in memory: sixteen numbers a vote are too few for a matrix product to be fast, and hundreds of
+children in a row are what a processor's vector units want.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,35 +16,69 @@ from keras import ops
 Tensor = Any
 
 
-def convolutional_votes(poses: Tensor, weights: Tensor) -> Tensor:
-    """Votes with a weight for each kernel position, shared by all parent positions.
-
-    Args:
-        poses: the children of each parent, [b, p, q, k, i, x, y] (`Neighbourhood.gather`).
-        weights: [k, i, j, y, z].
-
-    Returns:
-        Votes with the pose read row by row as a vector, [b, p, q, j, k, i, d], d = x z.
+def pose_columns(poses: Tensor) -> tuple[Tensor, ...]:
+    """The columns of pose matrices, children last: [..., c, x, y] to one [..., x, c] for each y.
 
     Example:
-        >>> poses, weights = np.ones((2, 5, 5, 9, 8, 4, 4)), np.ones((9, 8, 16, 4, 4))
-        >>> tuple(convolutional_votes(poses, weights).shape)
-        (2, 5, 5, 16, 9, 8, 16)
+        >>> columns = pose_columns(np.ones((2, 72, 4, 3)))
+        >>> len(columns), tuple(columns[0].shape)
+        (3, (2, 4, 72))
     """
-    return _flatten_pose(ops.einsum("bpqkixy,kijyz->bpqjkixz", poses, weights))
+    return tuple(ops.swapaxes(poses[..., y], -1, -2) for y in range(poses.shape[-1]))
 
 
-def shared_votes(poses: Tensor, weights: Tensor) -> Tensor:
-    """Votes with one weight for all kernel positions, as class capsules cast them.
+def weight_rows(weights: Tensor) -> tuple[Tensor, ...]:
+    """The rows of weight matrices, children last: [c, j, y, z] to one [j, z, c] for each y.
+
+    Example:
+        >>> rows = weight_rows(np.ones((72, 16, 3, 4)))
+        >>> len(rows), tuple(rows[0].shape)
+        (3, (16, 4, 72))
+    """
+    return tuple(ops.transpose(weights[:, :, y], (1, 2, 0)) for y in range(weights.shape[2]))
+
+
+def votes_of_children(columns: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """Votes V = M W of each child for each parent type, pose elements before children.
 
     Args:
-        poses: the children of each parent, [b, p, q, k, i, x, y].
-        weights: [i, j, y, z].
+        columns: the children's poses M by column, from `pose_columns`: for each y [n, x, c].
+        rows: their weights W by row, from `weight_rows`: for each y [j, z, c].
 
     Returns:
-        [b, p, q, j, k, i, d], d = x z.
+        [n, j, d, c]; d = x z reads a vote row by row.
+
+    Example:
+        >>> poses, weights = np.ones((2, 72, 4, 4)), np.ones((72, 16, 4, 4))
+        >>> tuple(votes_of_children(pose_columns(poses), weight_rows(weights)).shape)
+        (2, 16, 16, 72)
     """
-    return _flatten_pose(ops.einsum("bpqkixy,ijyz->bpqjkixz", poses, weights))
+    return _votes(*columns, *rows)
+
+
+@ops.custom_gradient
+def _votes(*columns_and_rows: Tensor) -> Tensor:
+    """`votes_of_children`, with a gradient that is two matrix products for each child."""
+    size = len(columns_and_rows) // 2
+    columns, rows = columns_and_rows[:size], columns_and_rows[size:]
+    votes = sum(
+        column[:, None, :, None] * row[None, :, None] for column, row in zip(columns, rows, strict=True)
+    )
+    n, j, x, z, c = (*ops.shape(votes)[:1], *votes.shape[1:])
+
+    def gradient(*arguments, upstream=None):
+        arriving = arguments[0] if upstream is None else upstream
+        by_child = ops.transpose(ops.reshape(arriving, (n, j, x, z, c)), (4, 0, 2, 1, 3))
+        by_child = ops.reshape(by_child, (c, -1, j * z))
+        weights = ops.reshape(ops.transpose(ops.stack(rows), (3, 1, 2, 0)), (c, j * z, size))
+        poses = ops.reshape(ops.transpose(ops.stack(columns), (3, 1, 2, 0)), (c, -1, size))
+        # Axes here: child, row of its pose at a parent position (n x), element of the weight (j z), y.
+        to_poses = ops.reshape(ops.einsum("crw,cwy->cry", by_child, weights), (c, n, x, size))
+        to_weights = ops.reshape(ops.einsum("cry,crw->cyw", poses, by_child), (c, size, j, z))
+        to_poses, to_weights = ops.transpose(to_poses, (3, 1, 2, 0)), ops.transpose(to_weights, (1, 2, 3, 0))
+        return tuple(to_poses[y] for y in range(size)) + tuple(to_weights[y] for y in range(size))
+
+    return ops.reshape(votes, (n, j, x * z, c)), gradient
 
 
 def coordinate_offsets(children: tuple[int, int], pose_shape: tuple[int, int]) -> np.ndarray:
@@ -71,8 +110,3 @@ def coordinate_offsets(children: tuple[int, int], pose_shape: tuple[int, int]) -
     offsets[:, :, 0, -1] = ((np.arange(width) + 0.5) / width)[None, :]
     offsets[:, :, 1, -1] = ((np.arange(height) + 0.5) / height)[:, None]
     return offsets.reshape(height * width, -1)
-
-
-def _flatten_pose(votes: Tensor) -> Tensor:
-    shape = ops.shape(votes)
-    return ops.reshape(votes, (*shape[:-2], votes.shape[-2] * votes.shape[-1]))

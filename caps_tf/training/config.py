@@ -110,7 +110,10 @@ class RunConfig:
     )
     capsule_dropout: float = _option(0.0, "network", "attention: share of the elements of capsules' poses dropped")
     votes_mib: int = _option(
-        16, "network", "attention: MiB of votes that a layer holds at a time; raise it on an accelerator"
+        0,
+        "network",
+        "matrix_capsules, attention: MiB of votes that a layer holds at a time; 0: what suits a CPU's cache, 4 and 16; "
+        "raise it on an accelerator",
     )
 
     batch_size: int = _option(64, "optimisation", "examples in a step, over all devices and hosts together")
@@ -167,14 +170,14 @@ class RunConfig:
             if choices and value not in choices:
                 raise UserError(f"{option.name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
         positive = (
-            *("A", "B", "C", "D", "num_routing", "votes_mib", "batch_size", "epoch", "num_gpus"),
+            *("A", "B", "C", "D", "num_routing", "batch_size", "epoch", "num_gpus"),
             *("log_every", "keep_checkpoints"),
             *("final_lambda", "epsilon", "lrn_rate", "lrn_decay", "lrn_decay_steps", "margin_steps"),
         )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("iter_routing", "weight_reg", "checkpoint_every", "seed", "pad", "mixup", "weight_decay"):
+        for name in ("iter_routing", "votes_mib", "weight_reg", "checkpoint_every", "seed", "pad", "mixup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("val_prop", "dropout", "capsule_dropout", "momentum"):

@@ -56,6 +56,7 @@ def make_model(
             weight_reg=config.weight_reg,
             dtype=config.precision,
         )
+    bound = {"votes_at_a_time": config.votes_mib * 2**20} if config.votes_mib else {}
     if config.network == "attention":
         return models.attention_capsules(
             image_shape,
@@ -65,8 +66,8 @@ def make_model(
             num_routing=config.routing_iterations,
             sequential_routing=config.sequential_routing,
             dropout=config.capsule_dropout,
-            votes_at_a_time=config.votes_mib * 2**20,
             dtype=config.precision,
+            **bound,
         )
     return models.matrix_capsules(
         image_shape,
@@ -80,6 +81,7 @@ def make_model(
         epsilon=config.epsilon,
         weight_reg=config.weight_reg,
         dtype=config.precision,
+        **bound,
     )
 
 
