@@ -1,9 +1,13 @@
-# `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests. Both install first.
+# `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests; `make campaign` kills
+# runs, breaks clusters and damages input in full, and prints its counts. All of them install first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install clean
+CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py cluster.py half_precision.py growth.py \
+	download.py norb_format.py convert.py import_weights.py)
+
+.PHONY: demo test campaign install clean
 
 install: $(VENV)/installed
 
@@ -17,6 +21,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+campaign: install
+	$(BIN)/python -m pytest -n 0 -m "not slow" --durations=10 $(CAMPAIGN)
 
 clean:
 	rm -rf $(VENV)

@@ -60,11 +60,12 @@ def locked(directory: str | os.PathLike, message: str) -> Iterator[None]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as directory, locked(directory, "in use: wait"):
-        ...     with locked(directory, "in use: wait"):
-        ...         pass
-        Traceback (most recent call last):
-        ...
-        caps_tf.errors.UserError: ...: in use: wait
+        ...     try:
+        ...         with locked(directory, "in use: wait"):
+        ...             pass
+        ...     except UserError as error:
+        ...         str(error).removeprefix(directory)
+        ': in use: wait'
     """
     directory = Path(directory)
     try:

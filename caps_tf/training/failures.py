@@ -36,7 +36,7 @@ def explained(strategy: tf.distribute.Strategy, find_damage: Callable[[], str | 
             raise UserError(damage) from error
         if num_processes(strategy) > 1:
             raise UserError(
-                f"another worker of the cluster has gone ({_first_line(error)}): start all of them again with "
+                f"another worker of the cluster has gone ({type(error).__name__}): start all of them again with "
                 "--load_dir, they go on from the newest checkpoint"
             ) from error
         raise

@@ -102,7 +102,7 @@ def make_train_step(
         )
         if context.num_replicas_in_sync > 1:
             loss, correct, finite, stop = context.all_reduce(
-                tf.distribute.ReduceOp.SUM, [loss, correct, finite / replicas, stop]
+                tf.distribute.ReduceOp.SUM, [loss, correct, finite / replicas, tf.identity(stop)]  # on its device
             )
         # The loss scale wants to see NaN, and on every replica: each would otherwise decide for itself to wait or not.
         instead = np.nan if scales_loss else 0.0
@@ -164,7 +164,7 @@ def make_scorer(
         losses = loss_function(batch["label"], outputs[0], margin)
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
-            stop = context.all_reduce(tf.distribute.ReduceOp.SUM, stop)
+            stop = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(stop))
         return outputs, losses, {name: value for name, value in batch.items() if name not in features}, stop
 
     @tf.function(autograph=False)
