@@ -1,5 +1,6 @@
-# `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests, `make test-backends`
-# those of the layers and networks on JAX and PyTorch. All install first.
+# `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests; `make test-backends`
+# those of the layers and networks on JAX and PyTorch; `make campaign` kills runs, breaks clusters and damages input in
+# full, and prints its counts. All of them install first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,10 @@ BIN := $(VENV)/bin
 BACKEND_TESTS := tests/test_em_routing.py tests/test_heinsen_routing.py tests/test_heinsen_vectors.py \
   tests/test_inverted_attention.py tests/test_layers.py tests/test_models.py tests/test_attention_network.py
 
-.PHONY: demo test test-backends test-jax test-torch install clean
+CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py cluster.py half_precision.py growth.py \
+  download.py norb_format.py convert.py import_weights.py)
+
+.PHONY: demo test test-backends test-jax test-torch campaign install clean
 
 install: $(VENV)/installed
 
@@ -22,6 +26,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+campaign: install
+	$(BIN)/python -m pytest -n 0 -m "not slow" --durations=10 $(CAMPAIGN)
 
 test-backends: test-jax test-torch
 

@@ -14,7 +14,7 @@ from absl import flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its start-up chatter
 
 from caps_tf.errors import UserError, run_script
-from caps_tf.training.config import RunConfig, load_params
+from caps_tf.training.config import CLUSTERS, RunConfig, load_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "directory that train_val.py wrote: logs/<dataset>/<date>_<name>")
 CKPT_NAME = flags.DEFINE_string("ckpt_name", "latest", "checkpoints to test: latest, best, all, or a name (step-1200)")
@@ -22,6 +22,8 @@ STORAGE = flags.DEFINE_string("storage", None, "directory that holds data/, inst
 DATA_DIR = flags.DEFINE_string("data_dir", None, "where the data set is, instead of the training run's")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "examples in a step, instead of the training run's")
 NUM_GPUS = flags.DEFINE_integer("num_gpus", None, "GPUs to test on, instead of the training run's")
+CLUSTER = flags.DEFINE_enum("cluster", None, CLUSTERS, "what names the hosts, instead of the training run's")
+OVERRIDES = (STORAGE, DATA_DIR, BATCH_SIZE, NUM_GPUS, CLUSTER)
 
 
 def resolve_config() -> RunConfig:
@@ -29,7 +31,7 @@ def resolve_config() -> RunConfig:
     if not LOAD_DIR.value:
         raise UserError("say which run to test: --load_dir=logs/<dataset>/<date>_<name>")
     config = RunConfig(**load_params(Path(LOAD_DIR.value, "train", "params.json")))
-    overrides = {flag.name: flag.value for flag in (STORAGE, DATA_DIR, BATCH_SIZE, NUM_GPUS) if flag.value is not None}
+    overrides = {flag.name: flag.value for flag in OVERRIDES if flag.value is not None}
     return dataclasses.replace(config, **overrides)
 
 
@@ -42,21 +44,28 @@ def main(argv: list[str]) -> None:
     from caps_tf.evaluation.training_log import read_log
     from caps_tf.training.checkpoints import find_checkpoints
     from caps_tf.training.data import make_test_data
-    from caps_tf.training.devices import make_strategy
+    from caps_tf.training.devices import is_chief, make_strategy
+    from caps_tf.training.failures import explained
     from caps_tf.training.tester import Tester, collect_images
 
     checkpoints = find_checkpoints(directory / "train" / "checkpoints", CKPT_NAME.value)
     log_path = directory / "train" / "log.jsonl"
     if log_path.exists():
         read_log(log_path)  # a damaged log is told before the test, not after it
-    strategy = make_strategy(config.num_gpus)
+    strategy = make_strategy(config.num_gpus, config.cluster)
     data = make_test_data(config)
     tester = Tester(config, data.input_shapes, data.class_names, strategy)
-    has_images = "image" in data.input_shapes
-    images = {name: collect_images(part) for name, part in data.parts.items()} if has_images else None
+    writes = is_chief(strategy)
+    images = None
+    with explained(strategy, data.find_damage):
+        if writes and "image" in data.input_shapes:
+            images = {name: collect_images(part) for name, part in data.parts.items()}
     for checkpoint in checkpoints:
         tester.restore(checkpoint)
-        predictions = {name: tester.predict(name, part) for name, part in data.parts.items()}
+        with explained(strategy, data.find_damage):
+            predictions = {name: tester.predict(name, part) for name, part in data.parts.items()}
+        if not writes:
+            continue
         report_directory = directory / "test" / Path(checkpoint).name
         write_report(
             report_directory,

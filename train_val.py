@@ -3,12 +3,15 @@
     python train_val.py --dataset=smallNORB --name=first
     python train_val.py --load_dir=logs/smallNORB/<date>_first        # continue where it stopped
     python train_val.py --helpfull                                    # all flags, in groups
+
+Exit codes: 0 trained to the end, 1 an error, told in one line, 130 interrupted, 143 stopped by SIGTERM after saving.
 """
 
 import dataclasses
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -17,12 +20,15 @@ from absl import flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its start-up chatter
 
 from caps_tf.errors import UserError, run_script
+from caps_tf.files import locked
 from caps_tf.training.config import RunConfig, load_params, save_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "continue the run in this directory, with its parameters")
 CKPT_NAME = flags.DEFINE_string("ckpt_name", "latest", "with --load_dir: continue from latest, best, or a name (step-100)")
 PARAMS_PATH = flags.DEFINE_string("params_path", None, "take the parameters of a new run from this params.json")
 RESET = flags.DEFINE_bool("reset", False, "with --load_dir: delete its checkpoints and logs and start over")
+
+IN_USE = "another process is training there: wait for its end, or stop it"
 
 RETIRED_FLAGS = {
     "debugger": "TensorBoard's debugger is gone; a NaN now stops the run and names its layer",
@@ -80,6 +86,26 @@ def make_run_directory(config: RunConfig) -> Path:
     return Path(config.storage, "logs", dataset, f"{date}_{config.name}")
 
 
+def clear(directory: Path) -> None:
+    """Removes what a run has learned; its parameters stay, so that it can be started over at any moment."""
+    for path in directory.iterdir():
+        if path.name == "checkpoints":
+            shutil.rmtree(path)
+        elif path.is_file() and path.name != "params.json":
+            path.unlink()
+
+
+def find_checkpoint(directory: Path) -> str | None:
+    """The checkpoint to go on from; None if the run was stopped before it saved one."""
+    from caps_tf.training.checkpoints import find_checkpoints, list_checkpoints
+
+    if CKPT_NAME.value == "all":
+        raise UserError("--ckpt_name=all is for test.py: continue from latest, best, or a name such as step-100")
+    if CKPT_NAME.value == "latest" and not list_checkpoints(directory):
+        return None
+    return find_checkpoints(directory, CKPT_NAME.value)[0]
+
+
 def main(argv: list[str]) -> None:
     config = resolve_config()
     directory = make_run_directory(config)
@@ -88,25 +114,33 @@ def main(argv: list[str]) -> None:
     # TensorFlow takes seconds to start: only once the flags are known to be good.
     import keras
 
-    from caps_tf.training.checkpoints import find_checkpoints
     from caps_tf.training.data import make_training_data
     from caps_tf.training.devices import describe_devices, is_chief, make_strategy
+    from caps_tf.training.failures import explained
     from caps_tf.training.trainer import Trainer
 
-    strategy = make_strategy(config.num_gpus)
+    strategy = make_strategy(config.num_gpus, config.cluster)
     keras.utils.set_random_seed(config.seed)
     data = make_training_data(config)
-    if RESET.value and is_chief(strategy):
-        shutil.rmtree(train_directory)
-    trainer = Trainer(config, data, train_directory, strategy)
-    if LOAD_DIR.value and not RESET.value:
-        [checkpoint] = find_checkpoints(train_directory / "checkpoints", CKPT_NAME.value)
-        trainer.checkpoints.restore(checkpoint)
-        print(f"continuing from {checkpoint}", file=sys.stderr)
-    if is_chief(strategy):
-        print(f"training in {directory} on {describe_devices(strategy)}", file=sys.stderr)
-        save_params(config, train_directory / "params.json")
-    trainer.run()
+    with ExitStack() as stack:
+        stack.enter_context(explained(strategy, data.find_damage))
+        claims = is_chief(strategy)
+        if claims and LOAD_DIR.value:
+            stack.enter_context(locked(directory, IN_USE))
+            if RESET.value:
+                clear(train_directory)
+        trainer = Trainer(config, data, train_directory, strategy)
+        if LOAD_DIR.value and not RESET.value:
+            checkpoint = find_checkpoint(train_directory / "checkpoints")
+            if checkpoint:
+                trainer.checkpoints.restore(checkpoint)
+            print(f"continuing from {checkpoint or 'the start: nothing was saved yet'}", file=sys.stderr)
+        if claims:
+            if not LOAD_DIR.value:
+                stack.enter_context(locked(directory, IN_USE))
+            print(f"training in {directory} on {describe_devices(strategy)}", file=sys.stderr)
+            save_params(config, train_directory / "params.json")
+        trainer.run()
     if is_chief(strategy):
         print(f"trained: {directory}")
         print(f"next: python test.py --load_dir={directory}")

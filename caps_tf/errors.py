@@ -5,10 +5,26 @@ scripts turn it into one line on stderr and a non-zero exit. Any other exception
 its traceback.
 """
 
+import errno
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+
+
+PREEMPTED = 143
+"""Exit code of a script that SIGTERM stopped after it saved its state: 128 + SIGTERM, as shells tell it."""
+
+
+_ENVIRONMENT = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.ESTALE, errno.ENOMEM),
+)
+"""Errors of the system that no program can foresee: rights, full or broken disks, limits."""
+
+
+class Preempted(Exception):
+    """SIGTERM came, and what there was to save is saved. The message says how to go on."""
 
 
 class UserError(ValueError):
@@ -29,7 +45,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
         main: gets argv after flag parsing; returns the exit code (None means 0).
 
     Raises:
-        SystemExit: always; code 1 after a `UserError`, 130 after Ctrl-C.
+        SystemExit: always; code 1 after a `UserError` or where memory ran out, 130 after Ctrl-C, and `PREEMPTED`.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -44,8 +60,28 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
             one_line = " ".join(str(error).split())
             print(f"error: {one_line}", file=sys.stderr)
             return 1
+        except MemoryError:
+            print("error: out of memory: lower --batch_size, or use a machine with more", file=sys.stderr)
+            return 1
+        except OSError as error:
+            if error.errno not in _ENVIRONMENT:
+                raise
+            print(f"error: {error.filename or 'the system'}: {error.strerror}: mend that, then try again", file=sys.stderr)
+            return 1
+        except Preempted as notice:
+            print(f"stopped by SIGTERM: {notice}", file=sys.stderr)
+            return PREEMPTED
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             return 130
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        one_line = " ".join(str(error).split())
+        print(f"error: {one_line}: see --help", file=sys.stderr)
+        sys.exit(1)

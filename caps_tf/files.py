@@ -1,7 +1,10 @@
-"""Writing a file so that readers see the old one or the new one, never half of one."""
+"""Writing files so that readers see the old one or the new one, and directories that one process writes at a time."""
 
 import contextlib
+import errno
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from caps_tf.errors import UserError
@@ -41,3 +44,43 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> Path:
         with contextlib.suppress(OSError):  # nothing to remove after the rename
             temporary.unlink()
     return path
+
+
+@contextlib.contextmanager
+def locked(directory: str | os.PathLike, message: str) -> Iterator[None]:
+    """Keeps other processes out of a directory; the system lets go of the lock if this one is killed.
+
+    Args:
+        directory: made if missing.
+        message: of the error, after the directory.
+
+    Raises:
+        UserError: another process holds the lock.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory, locked(directory, "in use: wait"):
+        ...     try:
+        ...         with locked(directory, "in use: wait"):
+        ...             pass
+        ...     except UserError as error:
+        ...         str(error).removeprefix(directory)
+        ': in use: wait'
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({error.strerror}): choose another directory") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory}: {message}") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # some network file systems have no locks
+                raise
+        yield
+    finally:
+        os.close(descriptor)

@@ -29,6 +29,7 @@ flags.DEFINE_bool("overwrite", False, "start from scratch, whatever is there")
 def main(argv: list[str]) -> None:
     del argv
     directory = Path(FLAGS.data_dir or Path(FLAGS.storage, "data", FLAGS.dataset))
+    norb_format.verify(directory)
     splits = {}
     for split, file_split in (("train", "training"), ("test", "testing")):
         splits[split] = norb_format.read_split(directory, file_split)

@@ -8,7 +8,8 @@ here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 dir=$here/smallNORB
 url=${CAPS_TF_NORB_URL:-https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/}
 keep_gz=false
-max_failures=5 # in a row without a new byte
+max_failures=5 # in a row, each with less than 1 KiB for every second of patience
+patience=30    # seconds
 
 # name, sha256 of name.gz, bytes, sha256
 table='
@@ -33,6 +34,8 @@ usage: ./data/download.sh [options]
   --keep-gz         keep the downloaded .gz files beside the unpacked ones
   --checksums FILE  fetch other data in the same format: one file a line, NAME.mat SHA256_OF_GZ BYTES SHA256
                     (blank lines and lines that start with # are skipped)
+  --patience SECONDS  break off a transfer that brings less than 1 KiB a second for so long, and try again, five
+                    times in all (default: $patience)
   --help            show this text
 
 It needs curl or wget, gzip, and sha256sum or shasum.
@@ -75,7 +78,7 @@ transfer() {
   if command -v curl >/dev/null; then
     local meter=--silent
     if [[ -t 2 ]]; then meter=--progress-bar; fi
-    status=$(curl "$meter" --fail --location --connect-timeout 20 --speed-limit 1024 --speed-time 30 \
+    status=$(curl "$meter" --fail --location --connect-timeout 20 --speed-limit 1024 --speed-time "$patience" \
       --continue-at - --output "$2" --write-out '%{http_code}' --url "$1") || code=$?
     case $code in
       0) outcome=ok reason='' ;;
@@ -84,29 +87,49 @@ transfer() {
       22) explain_status "$status" ;;
       23) fail "$2: cannot be written: is the disk full?" ;;
       28) outcome=retry reason='the transfer timed out' ;;
+      47) outcome=dead reason='the server redirects in circles' ;;
       33 | 36) outcome=restart reason='the server cannot resume a download' ;;
       16 | 18 | 35 | 52 | 55 | 56 | 92) outcome=retry reason='the connection broke off' ;;
       *) outcome=dead reason="curl failed with exit code $code" ;;
     esac
   else
-    log=$(wget --quiet --server-response --tries=1 --timeout=30 --continue --output-document="$2" "$1" 2>&1) || code=$?
+    log=$(
+      process=$(exec bash -c 'printf %s "$PPID"') # of wget soon
+      end_when_slow "$2" "$process" >/dev/null 2>&1 &
+      exec wget --quiet --server-response --tries=1 --timeout="$patience" --continue --output-document="$2" "$1" 2>&1
+    ) || code=$?
     # The last status line counts: redirections come before it.
     while [[ $log =~ HTTP/[0-9.]+\ ([0-9]{3})(.*) ]]; do status=${BASH_REMATCH[1]} log=${BASH_REMATCH[2]}; done
     case $code:$status in
       0:*) outcome=ok reason='' ;;
       3:*) fail "$2: cannot be written: is the disk full?" ;;
+      143:*) outcome=retry reason='the transfer timed out' ;;
       4:000) outcome=offline reason='cannot connect to the host' ;;
       4:*) outcome=retry reason='the connection broke off' ;;
       *:200) outcome=restart reason='the server cannot resume a download' ;;
-      8:*) explain_status "$status" ;;
+      6:* | 8:*) explain_status "$status" ;;
       *) outcome=dead reason="wget failed with exit code $code" ;;
     esac
   fi
 }
 
+# end_when_slow FILE PROCESS: ends a process under which FILE grows too slowly; wget itself only notices full silence.
+end_when_slow() {
+  local seconds=0 before size
+  before=$(size_of "$1")
+  while sleep 1 && kill -0 "$2" 2>/dev/null; do
+    seconds=$((seconds + 1))
+    if ((seconds < patience)); then continue; fi
+    size=$(size_of "$1")
+    if ((size - before < 1024 * seconds)); then kill "$2" && return; fi
+    before=$size seconds=0
+  done
+}
+
 explain_status() {
   reason="the server answered $1"
   case $1 in
+    3??) outcome=dead reason='the server redirects in circles' ;;
     416) outcome=restart ;;
     408 | 425 | 429 | 5??) outcome=retry ;;
     *) outcome=dead ;;
@@ -129,7 +152,8 @@ download() {
     transfer "$1" "$2"
     if [[ $outcome == restart ]]; then : >"$2"; fi
     size=$(size_of "$2")
-    if [[ $outcome == ok ]] || ((size > best)); then
+    if ((size > best)); then reached=true; fi
+    if [[ $outcome == ok ]] || ((size >= best + 1024 * patience)); then
       best=$size failures=0 reached=true
     fi
     if [[ $outcome == ok ]]; then return; fi
@@ -139,7 +163,7 @@ download() {
       fail "$1: $reason: check the network and the address (another one: --url BASE), then run this again"
     fi
     say "  $reason: trying again"
-    if [[ $outcome != restart ]]; then sleep "$failures"; fi
+    if [[ $outcome != restart ]]; then sleep $((failures < patience ? failures : patience)); fi
   done
 }
 
@@ -200,11 +224,15 @@ while (($#)); do
       exit
       ;;
     --keep-gz) keep_gz=true ;;
-    --dir | --url | --checksums)
+    --dir | --url | --checksums | --patience)
       if [[ -z ${1:-} ]]; then fail "$option needs a value: see --help"; fi
       case $option in
         --dir) dir=$1 ;;
         --url) url=$1 ;;
+        --patience)
+          [[ $1 =~ ^[1-9][0-9]{0,4}$ ]] || fail "--patience must be a number of seconds, not '$1': see --help"
+          patience=$1
+          ;;
         --checksums)
           { table=$(cat -- "$1"); } 2>/dev/null || fail "$1: cannot be read: --checksums needs a file, see --help"
           checksums=$1

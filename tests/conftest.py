@@ -1,6 +1,7 @@
 """Settings that must be in place before TensorFlow starts: quiet logs, two logical devices for distribution."""
 
 import os
+from collections import Counter
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,6 +26,17 @@ def _same_seed_and_policy_for_each_test():
     keras.utils.set_random_seed(0)
     yield
     keras.mixed_precision.set_global_policy("float32")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Adds up what tests have counted with `record_property`: kills survived, inputs refused, examples lost."""
+    counts = Counter()
+    for report in terminalreporter.stats.get("passed", []):
+        counts.update(dict(report.user_properties))
+    if counts:
+        terminalreporter.write_sep("-", "counted in the tests that passed")
+        for name, count in sorted(counts.items()):
+            terminalreporter.write_line(f"{name}: {count}")
 
 
 @pytest.fixture(scope="module")

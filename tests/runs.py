@@ -13,7 +13,7 @@ from tests.small_norb import TINY, run_script
 def train(storage, name, *flags, **options):
     """Trains a new run; returns its directory."""
     process = run_script("train_val.py", *TINY, f"--storage={storage}", f"--name={name}", *flags, **options)
-    return Path(re.search(r"^trained: (.*)$", process.stdout, re.M).group(1))
+    return Path(re.search(r"^trained: (.*)$", process.stdout, re.MULTILINE).group(1))
 
 
 def weights(run_directory, checkpoint=None):
@@ -34,3 +34,16 @@ def assert_same_weights(found, expected):
 def log_lines(run_directory, split):
     lines = (run_directory / "train" / "log.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["split"] == split]
+
+
+def assert_learned_the_same(found, expected):
+    """Losses, weights, and Adam's means of all gradients, which a gradient summed twice or not at all would change."""
+    for one, two in zip(log_lines(found, "train"), log_lines(expected, "train"), strict=True):
+        np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)
+        assert abs(one["accuracy"] - two["accuracy"]) < 0.05
+    found, expected = weights(found), weights(expected)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        if value.dtype.kind == "f":
+            largest = np.abs(expected[name]).max()
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=0.01 * largest + 1e-9, err_msg=name)

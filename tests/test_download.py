@@ -41,6 +41,9 @@ class Server(ThreadingHTTPServer):
         self.break_after: list[int] = []  # bytes sent before each of the next answers breaks off
         self.statuses: list[int] = []  # of the next answers
         self.stall_after: int | None = None  # bytes of an answer, until `resume` is set
+        self.trickles = False  # a byte every tenth of a second
+        self.redirects: dict[str, str] = {}  # from path to address
+        self.promised: int | None = None  # the Content-Length of every answer, whatever it holds
         self.resume = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/norb"
 
@@ -55,7 +58,12 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers["Range"]
         self.server.requests.append((self.path, asked))
         data = self.server.files.get(self.path.removeprefix("/norb/"))
-        if self.server.statuses:
+        if self.path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif self.server.statuses:
             self.send_error(self.server.statuses.pop(0))
         elif data is None:
             self.send_error(404)
@@ -75,8 +83,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send_body(data)
 
     def send_body(self, data: bytes) -> None:
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(self.server.promised or len(data)))
         self.end_headers()
+        while self.server.trickles and not self.server.resume.wait(0.1):
+            try:
+                self.wfile.write(data[:1])
+            except OSError:
+                return
         if self.server.break_after:
             data = data[: self.server.break_after.pop(0)]
         stall = self.server.stall_after
@@ -87,6 +100,12 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except ConnectionError:  # the client gave up
+            self.close_connection = True
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:
@@ -94,6 +113,7 @@ def server() -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.resume.set()
         server.shutdown()
         thread.join()
 
@@ -324,6 +344,67 @@ def test_download_stopped_by_ctrl_c_is_continued_by_the_next_run(downloads):
     downloads.assert_complete(downloads.fetch())
     assert size > 0
     assert downloads.server.ranges_asked_for(DAT) == [None, f"bytes={size}-"]
+
+
+# Under fire: whatever the server does, whole files or one line in bounded time.
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 451])
+def test_a_refusal_is_one_error_with_the_answer_and_no_second_try(downloads, status):
+    downloads.server.statuses = [status] * 9
+    result = downloads.fetch()
+    assert_one_error(result, f"the server answered {status}")
+    assert "trying again" not in result.stdout and os.listdir(downloads.dir) == []
+
+
+def test_redirections_are_followed(downloads):
+    for name in downloads.data:
+        downloads.server.redirects[f"/norb/{name}.gz"] = f"/moved/{name}.gz"
+    downloads.server.files |= {f"/moved/{name}": data for name, data in downloads.server.files.items()}
+    downloads.assert_complete(downloads.fetch())
+
+
+def test_redirections_in_circles_are_one_error(downloads):
+    for name in downloads.data:
+        downloads.server.redirects[f"/norb/{name}.gz"] = f"/norb/{name}.gz"
+    assert_one_error(downloads.fetch(), "redirects in circles")
+
+
+def test_a_redirection_to_nowhere_is_one_error_that_names_the_address_asked_for(downloads):
+    for name in downloads.data:
+        downloads.server.redirects[f"/norb/{name}.gz"] = "http://127.0.0.1:1/"
+    assert_one_error(downloads.fetch(), downloads.server.url, "connect")
+
+
+@pytest.mark.parametrize("promised", [10, 10_000_000])
+def test_a_wrong_length_ends_in_bounded_time_with_whole_files_or_one_error(downloads, promised):
+    downloads.server.promised = promised
+    begin = time.monotonic()
+    result = downloads.fetch("--patience=1")
+    assert time.monotonic() - begin < 40
+    if promised == 10_000_000 and result.returncode == 0:  # all bytes had come before the connection closed
+        downloads.assert_complete(result)
+    else:
+        assert_one_error(result, f"{downloads.server.url}/")
+        assert not [name for name in os.listdir(downloads.dir) if name.endswith(".mat")]
+
+
+@pytest.mark.parametrize("after", [100, pytest.param(0, marks=pytest.mark.campaign)])
+def test_a_silent_server_is_given_up_in_bounded_time(downloads, after):
+    downloads.server.stall_after = after
+    begin = time.monotonic()
+    result = downloads.fetch("--patience=1")
+    assert_one_error(result, f"{downloads.server.url}/", "run this again")
+    assert result.stdout.count("trying again") == 4
+    assert time.monotonic() - begin < 40
+
+
+@pytest.mark.campaign
+def test_a_server_that_trickles_is_given_up_in_bounded_time(downloads):
+    downloads.server.trickles, downloads.server.promised = True, 10_000_000
+    begin = time.monotonic()
+    assert_one_error(downloads.fetch("--patience=1"), f"{downloads.server.url}/")
+    assert time.monotonic() - begin < 60
 
 
 def test_no_network_is_one_error_at_once(downloads):

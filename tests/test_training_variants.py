@@ -1,19 +1,14 @@
 """train_val.py on several devices and workers, in half precision, on novel viewpoints, and when the loss is not finite."""
 
 import json
-import os
-import re
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import log_lines, train, weights
-from tests.small_norb import ROOT, TINY, expect_one_line, run_script
+from tests.clusters import Cluster
+from tests.runs import assert_learned_the_same, log_lines, train, weights
+from tests.small_norb import TINY, expect_one_line, run_script
 
 SLOW = ("--epoch=1", "--lrn_rate=1e-5")
 
@@ -24,47 +19,15 @@ def slow_run(storage):
     return train(storage, "slow", *SLOW)
 
 
-def assert_learned_the_same(found, expected):
-    """Losses, weights, and Adam's means of all gradients, which a gradient summed twice or not at all would change."""
-    for one, two in zip(log_lines(found, "train"), log_lines(expected, "train"), strict=True):
-        np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)
-        assert abs(one["accuracy"] - two["accuracy"]) < 0.05
-    found, expected = weights(found), weights(expected)
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        if value.dtype.kind == "f":
-            largest = np.abs(expected[name]).max()
-            np.testing.assert_allclose(value, expected[name], rtol=0, atol=0.01 * largest + 1e-9, err_msg=name)
-
-
 def test_two_devices_learn_what_one_does(storage, slow_run):
     assert_learned_the_same(train(storage, "two_devices", *SLOW, "--num_gpus=2"), slow_run)
 
 
 def test_two_workers_learn_what_one_process_does_and_only_the_chief_writes(storage, slow_run):
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-    workers = []
-    for index in range(2):
-        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
-        command = [sys.executable, "train_val.py", *TINY, *SLOW, f"--storage={storage}", f"--name=worker{index}"]
-        workers.append(
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, "TF_CONFIG": config},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    outputs = [worker.communicate(timeout=300) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
-    chief = Path(re.search(r"^trained: (.*)$", outputs[0][0], re.M).group(1))
+    with Cluster(2) as cluster:
+        cluster.start("train_val.py", *TINY, *SLOW, f"--storage={storage}", "--name=worker{index}")
+        cluster.end()
+    [chief] = (storage / "logs" / "smallNORB").glob("*_worker0")
     assert_learned_the_same(chief, slow_run)
     assert not list((storage / "logs" / "smallNORB").glob("*_worker1"))
 

@@ -13,7 +13,6 @@ conversion leaves no orphans behind.
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -21,7 +20,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +29,7 @@ import tensorflow_datasets as tfds
 
 from caps_tf.data import records
 from caps_tf.errors import UserError
-from caps_tf.files import write_atomically
+from caps_tf.files import locked, write_atomically
 from caps_tf.progress import Progress
 
 PathLike = str | os.PathLike[str]
@@ -110,8 +108,7 @@ def convert(
     """
     directory = Path(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _lock(directory):
+        with locked(directory, "another conversion is writing it: wait for its end"):
             _check_space(directory, schema, sources)
             _prepare(directory, _plan(schema, sources, num_shards, seed), overwrite)
             shards = _shards(directory, schema.name, sources, num_shards, seed)
@@ -138,22 +135,6 @@ def _plan(schema: Schema, sources: Mapping[str, RecordSource], num_shards: int, 
         "num_shards": num_shards,
         "seed": seed,
     }
-
-
-@contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    """Keeps a second conversion out of the directory; the system lets go of the lock if we are killed."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"{directory}: another conversion is writing it: wait for its end") from None
-    try:
-        yield
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _prepare(directory: Path, plan: Mapping[str, Any], overwrite: bool) -> None:

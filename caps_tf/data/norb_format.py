@@ -18,6 +18,7 @@ Source: Y. LeCun, F. J. Huang, "The small NORB dataset, v1.0", https://cs.nyu.ed
 """
 
 import gzip
+import hashlib
 import math
 import os
 import re
@@ -25,7 +26,7 @@ import shutil
 import struct
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,17 @@ _DTYPES = {0x1E3D4C55: np.dtype("u1"), 0x1E3D4C54: np.dtype("<i4")}
 _MAGICS = {dtype: magic for magic, dtype in _DTYPES.items()}
 _OTHER_MAGICS = {0x1E3D4C51: "float32", 0x1E3D4C52: "packed", 0x1E3D4C53: "float64", 0x1E3D4C56: "int16"}
 _MAX_NDIM = 8
+_SMALL_NORB = "smallnorb-5x{}x9x18x6x2x96x96-{}-{}.mat"
+OFFICIAL_SHA256 = {
+    _SMALL_NORB.format("46789", "training", "cat"): "591ed90c090cb6724593e8de28180bd602095ee8ec82bd1a5ca30b488cd1d06e",
+    _SMALL_NORB.format("46789", "training", "info"): "6b4075d3800ba0c6fa8c46a02f672572abe7b93f7ed82fb7668354a99ef03306",
+    _SMALL_NORB.format("46789", "training", "dat"): "4813bf104d229583fea8ed57fdc3e9258c927b8dfb43d75412e854a7a9588067",
+    _SMALL_NORB.format("01235", "testing", "cat"): "591ed90c090cb6724593e8de28180bd602095ee8ec82bd1a5ca30b488cd1d06e",
+    _SMALL_NORB.format("01235", "testing", "info"): "318f817236b7c97af03cd90e07a9cbb4346e20ef83a1118a61eeb50e3b96db7e",
+    _SMALL_NORB.format("01235", "testing", "dat"): "2b1de646c57ffdc259b8fb973a6453e90915248a8fdb4d9df948786bdae72b34",
+}
+"""Checksums of the published files, unpacked, by name."""
+
 _AGAIN = "delete it and download or render it again"
 
 PathLike = str | os.PathLike[str]
@@ -127,7 +139,10 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[np.dtype, tuple[int, ...],
     data = file.read(4 * count)
     if len(data) < 4 * count:
         raise UserError(f"{path}: cut short: its header needs {8 + 4 * count} bytes, found {8 + len(data)}: {_AGAIN}")
-    shape = struct.unpack(f"<{count}i", data)[:ndim]
+    sizes = struct.unpack(f"<{count}i", data)
+    shape = sizes[:ndim]
+    if any(size != 1 for size in sizes[ndim:]):
+        raise UserError(f"{path}: damaged header: {ndim} dimensions, but sizes {list(sizes)}: {_AGAIN}")
     if min(shape) < 1:
         raise UserError(f"{path}: damaged header: dimensions {list(shape)} must all be positive: {_AGAIN}")
     return _DTYPES[magic], shape, 8 + 4 * count
@@ -349,6 +364,40 @@ def read_split(directory: PathLike, split: str) -> NorbSplit:
     for column, (name, allowed) in enumerate(_INFO_COLUMNS.items()):
         _check_values(files["info"], name, info[:, column], allowed)
     return NorbSplit(images, category, info, files["dat"])
+
+
+def verify(directory: PathLike, checksums: Mapping[str, str] = OFFICIAL_SHA256) -> int:
+    """Checks the files of a set against known checksums: the format itself has none, and a flipped bit is a pixel.
+
+    Args:
+        directory: where the six files are.
+        checksums: sha256 of unpacked files, by name. Other files are not looked at.
+
+    Returns:
+        How many files were checked.
+
+    Raises:
+        UserError: a file is missing, or not the one that the checksum is of.
+
+    Example:
+        >>> verify("data/smallNORB")  # doctest: +SKIP
+        6
+    """
+    checked = 0
+    for split in ("training", "testing"):
+        for path in find_files(directory, split).values():
+            expected = checksums.get(path.name.removesuffix(".gz"))
+            if expected is None:
+                continue
+            try:
+                with _decompress(path) if path.suffix == ".gz" else path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+            if found != expected:
+                raise UserError(f"{path}: damaged: its sha256 is {found}, not {expected}: {_AGAIN}")
+            checked += 1
+    return checked
 
 
 def _read_as(path: Path, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:

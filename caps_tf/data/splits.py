@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from caps_tf.data.damage import find_damage
 from caps_tf.data.datasets import VIEWPOINT_FEATURES, ImageDataset, SentenceDataset
 from caps_tf.errors import UserError
 
@@ -158,7 +159,10 @@ def _viewpoint_labels(dataset: ImageDataset, source: str) -> dict[str, np.ndarra
     """Reads instance and viewpoint of every record, without the images."""
     records = _read(dataset, source, 0, dataset.builder.info.splits[source].num_examples)
     labels = records.map(lambda record: {key: record[key] for key in VIEWPOINT_FEATURES})
-    batches = list(labels.batch(4096).as_numpy_iterator())
+    try:
+        batches = list(labels.batch(4096).as_numpy_iterator())
+    except tf.errors.OpError as error:
+        raise UserError(find_damage(dataset) or f"{dataset.name}: cannot be read ({error.message})") from error
     return {key: np.concatenate([batch[key] for batch in batches]) for key in VIEWPOINT_FEATURES}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ OPTIMIZERS = ("adam", "radam", "sgd")
 SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
 BACKBONES = ("resnet", "simple")
 SWITCH = ("auto", "on", "off")
+CLUSTERS = ("tf_config", "slurm")
 
 
 def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -153,6 +155,12 @@ class RunConfig:
     seed: int = _option(0, "optimisation", "of initial weights, data order and augmentation")
 
     num_gpus: int = _option(1, "devices", "GPUs to train on; without GPUs, logical CPU devices")
+    cluster: str = _option(
+        "tf_config",
+        "devices",
+        "what names the hosts of a run on several: the variable TF_CONFIG (not set: one host alone), or slurm's job step",
+        CLUSTERS,
+    )
     precision: str = _option("float32", "devices", "dtype policy; routing stays in float32", PRECISIONS)
     jit_compile: str = _option("auto", "devices", "compile the step with XLA; auto: on for a single device", SWITCH)
 
@@ -167,6 +175,12 @@ class RunConfig:
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if type(value) is not option.type:
                 raise UserError(f"{option.name} must be of type {option.type.__name__}, not {value!r}")
+            if option.type is float and not math.isfinite(value):
+                raise UserError(f"{option.name} must be a finite number, not {value}")
+            if option.type is int and not -(2**31) <= value < 2**31:
+                raise UserError(f"{option.name} must be below 2,147,483,648, not {value}")
+            if option.type is str and not value.isprintable():
+                raise UserError(f"{option.name} must be printable text, not {value!r}")
             if choices and value not in choices:
                 raise UserError(f"{option.name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
         positive = (
@@ -281,7 +295,7 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
         params = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: give a directory that train_val.py wrote, or a params.json") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}): mend it, or train anew") from None
     if not isinstance(params, dict):
         raise UserError(f"{path}: expected an object of parameters, not {type(params).__name__}")
@@ -289,8 +303,11 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
     unknown = sorted(set(params) - set(fields))
     if unknown:
         raise UserError(f"{path}: this version has no parameter {unknown[0]!r}: use the version that wrote it")
-    # JSON has one kind of number: 1 stands for 1.0.
-    return {
-        name: float(value) if fields[name].type is float and type(value) is int else value
-        for name, value in params.items()
-    }
+    try:
+        # JSON has one kind of number: 1 stands for 1.0.
+        return {
+            name: float(value) if fields[name].type is float and type(value) is int else value
+            for name, value in params.items()
+        }
+    except OverflowError:
+        raise UserError(f"{path}: holds a number that is too large: mend it, or train anew") from None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from caps_tf.data import sentences
+from caps_tf.data.damage import find_damage
 from caps_tf.data.datasets import ImageDataset, SentenceDataset, open_dataset
 from caps_tf.data.mixup import mixed_batches
 from caps_tf.data.pipeline import evaluation_batches, num_examples, training_batches
@@ -25,11 +26,13 @@ class TestData(NamedTuple):
         input_shapes: shape of each feature that a network may read, by name.
         class_names: in the order of the labels.
         parts: "test", or "familiar" and "novel" viewpoints.
+        find_damage: names what cannot be read, or None.
     """
 
     input_shapes: Mapping[str, tuple[int | None, ...]]
     class_names: tuple[str, ...]
     parts: dict[str, TestPart]
+    find_damage: Callable[[], str | None]
 
 
 def make_training_data(config: RunConfig) -> TrainingData:
@@ -55,6 +58,7 @@ def make_training_data(config: RunConfig) -> TrainingData:
         steps_per_epoch=source.num_examples(train) // config.batch_size,
         training=training,
         validation=validation and (lambda: source.evaluation(validation)),
+        find_damage=functools.partial(find_damage, train.dataset),
     )
 
 
@@ -73,6 +77,7 @@ def make_test_data(config: RunConfig) -> TestData:
             for name, split in source.splits.items()
             if name not in ("train", "validation")
         },
+        find_damage=functools.partial(find_damage, source.splits["train"].dataset),
     )
 
 

@@ -1,33 +1,38 @@
 """Which devices a run uses: one, several of this machine, or those of several hosts."""
 
 import os
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from caps_tf.errors import UserError
 
 
-def make_strategy(num_devices: int) -> tf.distribute.Strategy:
+SLURM_PORTS = 20_000
+"""The first of 20,000 ports, from which the number of the job chooses."""
+
+
+def make_strategy(num_devices: int, cluster: str = "tf_config") -> tf.distribute.Strategy:
     """Makes the distribution strategy of a run. Call it before any other use of TensorFlow.
 
-    With TF_CONFIG in the environment, each host runs this program and they train together
-    (MultiWorkerMirroredStrategy). Otherwise `num_devices` GPUs of this machine share the work (MirroredStrategy);
+    With TF_CONFIG in the environment, or as tasks of a SLURM job step, each host runs this program and they train
+    together (MultiWorkerMirroredStrategy) on all GPUs that they see. Otherwise `num_devices` GPUs of this machine share the work (MirroredStrategy);
     on a machine without GPUs, that many logical devices of its CPU do, which is how distribution is tested.
 
     Args:
         num_devices: GPUs (or logical CPU devices) of this machine.
+        cluster: "tf_config" or "slurm": what names the hosts.
 
     Returns:
         A strategy; its default, which distributes nothing, for a single device.
 
     Raises:
-        UserError: if the machine has fewer GPUs, or TF_CONFIG cannot be used.
+        UserError: if the machine has fewer GPUs, or TF_CONFIG or SLURM's variables cannot be used.
     """
+    if cluster == "slurm":
+        return _join(_slurm_resolver, "SLURM's variables describe no job step: start the program with srun")
     if os.environ.get("TF_CONFIG"):
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"TF_CONFIG describes no cluster that can be used: {error}") from error
+        return _join(tf.distribute.cluster_resolver.TFConfigClusterResolver, "TF_CONFIG describes no cluster")
     if num_devices == 1:
         return tf.distribute.get_strategy()
     gpus = tf.config.list_physical_devices("GPU")
@@ -38,6 +43,27 @@ def make_strategy(num_devices: int) -> tf.distribute.Strategy:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(num_devices)])
+
+
+def _slurm_resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
+    # Which task sees which GPU is srun's business (--gpus-per-task).
+    job = int(os.environ.get("SLURM_JOB_ID", 0))
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=SLURM_PORTS + job % 20_000, gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False
+    )
+    resolver.cluster_spec()  # which also finds out which task this is
+    return resolver
+
+
+def _join(
+    make_resolver: Callable[[], tf.distribute.cluster_resolver.ClusterResolver], complaint: str
+) -> tf.distribute.Strategy:
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=make_resolver())
+    except tf.errors.OpError as error:
+        raise UserError(f"the other workers do not answer ({error.message}): start all of them again") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{complaint} ({error}): see docs/CLUSTER.md") from error
 
 
 def describe_devices(strategy: tf.distribute.Strategy) -> str:
@@ -57,6 +83,13 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
         and resolver.task_id == 0
         and "chief" not in resolver.cluster_spec().jobs
     )
+
+
+def num_processes(strategy: tf.distribute.Strategy) -> int:
+    """How many processes train together: the workers of a cluster (its chief is one of them), or one."""
+    resolver = strategy.cluster_resolver
+    cluster = {} if resolver is None else resolver.cluster_spec().as_dict()
+    return max(1, sum(len(cluster.get(job, ())) for job in ("chief", "worker")))
 
 
 def distribute(strategy: tf.distribute.Strategy, batches: tf.data.Dataset) -> tf.distribute.DistributedDataset:

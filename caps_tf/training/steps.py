@@ -24,11 +24,13 @@ class StepResult(NamedTuple):
         loss: mean loss of the global batch, without penalties on weights.
         correct: number of examples whose true class had the highest score.
         gradient_is_finite: float [trainable variables], 1 where no replica saw NaN or infinity.
+        stop: positive if any process asked to stop before this step: all of them learn of it at the same step.
     """
 
     loss: tf.Tensor
     correct: tf.Tensor
     gradient_is_finite: tf.Tensor
+    stop: tf.Tensor
 
 
 def model_inputs(model: keras.Model, batch: Batch) -> tf.Tensor | dict[str, tf.Tensor]:
@@ -53,8 +55,8 @@ def make_train_step(
     loss_function: LossFunction,
     batch_size: int,
     jit_compile: bool,
-) -> Callable[[Batch, tf.Tensor], StepResult]:
-    """Makes a compiled function of (batch, margin) that takes one optimisation step.
+) -> Callable[[Batch, tf.Tensor, tf.Tensor], StepResult]:
+    """Makes a compiled function of (batch, margin, stop) that takes one optimisation step.
 
     Losses are summed over a replica's examples and divided by the global batch, and gradients are summed over
     replicas (the optimiser does that), so the step does not depend on how the batch is split.
@@ -92,23 +94,29 @@ def make_train_step(
     if jit_compile:
         compute_gradients = tf.function(compute_gradients, jit_compile=True, autograph=False)
 
-    def replica_step(batch, margin):
+    def replica_step(batch, margin, stop):
         context = tf.distribute.get_replica_context()
         replicas = float(context.num_replicas_in_sync)
         loss, correct, finite, gradients = compute_gradients(
             model_inputs(model, batch), batch["label"], batch.get("target"), margin, replicas
         )
         if context.num_replicas_in_sync > 1:
-            loss, correct, finite = context.all_reduce(tf.distribute.ReduceOp.SUM, [loss, correct, finite / replicas])
-        if not scales_loss:
-            everything_finite = tf.math.is_finite(loss) & tf.reduce_all(finite >= 1.0)
-            gradients = [tf.where(everything_finite, gradient, tf.zeros_like(gradient)) for gradient in gradients]
+            loss, correct, finite, stop = context.all_reduce(
+                tf.distribute.ReduceOp.SUM, [loss, correct, finite / replicas, tf.identity(stop)]  # on its device
+            )
+        # The loss scale wants to see NaN, and on every replica: each would otherwise decide for itself to wait or not.
+        instead = np.nan if scales_loss else 0.0
+        everything_finite = tf.math.is_finite(loss) & tf.reduce_all(finite >= 1.0)
+        gradients = [
+            tf.where(everything_finite, gradient, tf.fill(tf.shape(gradient), tf.cast(instead, gradient.dtype)))
+            for gradient in gradients
+        ]
         optimizer.apply(gradients, variables)
-        return StepResult(loss, correct, finite)
+        return StepResult(loss, correct, finite, stop)
 
     @tf.function(autograph=False)
-    def train_step(batch, margin):
-        result = strategy.run(replica_step, args=(batch, margin))
+    def train_step(batch, margin, stop=0.0):
+        result = strategy.run(replica_step, args=(batch, margin, tf.convert_to_tensor(stop)))
         return StepResult(*(strategy.experimental_local_results(value)[0] for value in result))
 
     return train_step
@@ -121,15 +129,20 @@ class Scored(NamedTuple):
         outputs: the model's outputs; scores [n, classes] come first.
         losses: [n].
         batch: what the input pipeline told of the examples (label, azimuth, ...), without the model's inputs.
+        stop: whether any process asked to stop before this batch.
     """
 
     outputs: list[np.ndarray]
     losses: np.ndarray
     batch: dict[str, np.ndarray]
+    stop: bool
 
 
 def make_scorer(
-    strategy: tf.distribute.Strategy, model: keras.Model, loss_function: LossFunction
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    loss_function: LossFunction,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Callable[[tf.data.Dataset, float], Iterator[Scored]]:
     """Makes a function of (batches, margin) that yields what the model makes of each batch.
 
@@ -138,21 +151,25 @@ def make_scorer(
         model: to scores, or to a list of outputs whose first are scores, from inputs that have the names of the
             batch's features.
         loss_function: loss of each example.
+        stop_requested: whether this process wants to stop; asked before each batch.
 
     Returns:
         A generator function. Each example of weight 1 comes back once, in order.
     """
     features = {each.name for each in model.inputs}
 
-    def replica_step(batch, margin):
+    def replica_step(batch, margin, stop):
         outputs = model(model_inputs(model, batch), training=False)
         outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
         losses = loss_function(batch["label"], outputs[0], margin)
-        return outputs, losses, {name: value for name, value in batch.items() if name not in features}
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            stop = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(stop))
+        return outputs, losses, {name: value for name, value in batch.items() if name not in features}, stop
 
     @tf.function(autograph=False)
-    def step(batch, margin):
-        return strategy.run(replica_step, args=(batch, margin))
+    def step(batch, margin, stop):
+        return strategy.run(replica_step, args=(batch, margin, stop))
 
     def on_host(value) -> np.ndarray:
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -161,12 +178,14 @@ def make_scorer(
 
     def score(batches: tf.data.Dataset, margin: float) -> Iterator[Scored]:
         for batch in distribute(strategy, batches):
-            outputs, losses, told = step(batch, tf.constant(margin, tf.float32))
+            stop = tf.constant(float(stop_requested()))
+            outputs, losses, told, stop = step(batch, tf.constant(margin, tf.float32), stop)
             real = on_host(told["weight"]) > 0
             yield Scored(
                 [on_host(output)[real] for output in outputs],
                 on_host(losses)[real],
                 {name: on_host(value)[real] for name, value in told.items()},
+                bool(strategy.experimental_local_results(stop)[0].numpy() > 0),
             )
 
     return score

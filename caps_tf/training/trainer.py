@@ -9,16 +9,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from caps_tf.errors import UserError
+from caps_tf.errors import Preempted, UserError
 from caps_tf.training.checkpoints import Checkpoints
 from caps_tf.training.config import RunConfig
-from caps_tf.training.devices import distribute, is_chief
+from caps_tf.training.devices import distribute, is_chief, num_processes
 from caps_tf.training.factories import capsule_outputs, make_loss, make_model, use_jit
 from caps_tf.training.logs import TrainingLog
+from caps_tf.training.preemption import StopSignal
 from caps_tf.training.regime import make_gauges, make_margin_schedule, make_optimizer
 from caps_tf.training.steps import StepResult, make_scorer, make_train_step, model_inputs
 
 PROFILED_STEPS = (10, 20)
+LOWEST_LOSS_SCALE = 2.0**-15
 
 
 class TrainingData(NamedTuple):
@@ -30,6 +32,7 @@ class TrainingData(NamedTuple):
         steps_per_epoch: whole batches in an epoch.
         training: batches of an epoch from some batch on, a pure function of (epoch, skipped batches).
         validation: batches to validate on, or None.
+        find_damage: reads all the data and names what cannot be read, or returns None.
     """
 
     input_shapes: Mapping[str, tuple[int | None, ...]]
@@ -37,6 +40,7 @@ class TrainingData(NamedTuple):
     steps_per_epoch: int
     training: Callable[[int, int], tf.data.Dataset]
     validation: Callable[[], tf.data.Dataset] | None
+    find_damage: Callable[[], str | None] = lambda: None
 
 
 class Trainer:
@@ -66,6 +70,7 @@ class Trainer:
         self._directory = directory
         self._strategy = strategy
         self._writes = is_chief(strategy)
+        self._alone = num_processes(strategy) == 1
         with strategy.scope():
             self.model = make_model(config, data.input_shapes, data.num_classes)
             self._optimizer = make_optimizer(config, data.steps_per_epoch)
@@ -81,10 +86,14 @@ class Trainer:
         )
         weights = {id(variable) for variable in self.model.weights}
         self._random_states = [variable for variable in self.model.variables if id(variable) not in weights]
+        self._stop = StopSignal()
         self._capsules = capsule_outputs(self.model)
         activations = [activations for _, activations in self._capsules.values()]
         self._score = make_scorer(
-            strategy, keras.Model(self.model.input, [self.model.output, *activations]), loss_function
+            strategy,
+            keras.Model(self.model.input, [self.model.output, *activations]),
+            loss_function,
+            lambda: self._stop.requested,
         )
 
     def run(self) -> dict[str, float]:
@@ -95,17 +104,26 @@ class Trainer:
 
         Raises:
             UserError: if the loss becomes NaN or infinite; the newest checkpoint is from before.
+            Preempted: after SIGTERM, when the state is saved. Several workers save and raise at the same step,
+                whichever of them got the signal.
         """
         config, data = self._config, self._data
         total_steps = config.epoch * data.steps_per_epoch
-        log = TrainingLog(self._directory, self._step, total_steps, self._writes)
+        first_epoch, place = divmod(self._step, data.steps_per_epoch)
+        validates_first = bool(self.checkpoints.awaits_validation.numpy()) and self._step > 0 and place == 0
+        log = TrainingLog(self._directory, self._step, total_steps, self._writes, validates_first)
+        if validates_first:
+            first_epoch -= 1
         try:
             figures: dict[str, float] = {}
-            for epoch in range(self._step // data.steps_per_epoch, config.epoch):
-                self._train_epoch(epoch, log)
-                figures = self._validate(epoch, log)
-                self.checkpoints.save()
-                log.flush()
+            with self._stop:
+                for epoch in range(first_epoch, config.epoch):
+                    if self._alone and self._stop.requested:
+                        self._leave()
+                    self._train_epoch(epoch, log)
+                    figures = self._validate(epoch, log)
+                    self.checkpoints.save()
+                    log.flush()
             return figures
         finally:
             log.close()
@@ -115,26 +133,39 @@ class Trainer:
         return int(self.checkpoints.step.numpy())
 
     def _train_epoch(self, epoch: int, log: TrainingLog) -> None:
-        config = self._config
-        meter = _Meter(config.batch_size)
-        batches = distribute(self._strategy, self._data.training(epoch, self._step % self._data.steps_per_epoch))
-        for batch in batches:
+        config, steps_per_epoch = self._config, self._data.steps_per_epoch
+        meter = _Meter(config.batch_size, self.checkpoints.window.numpy())
+        trained = self._step - epoch * steps_per_epoch
+        if trained == steps_per_epoch:
+            return
+        for batch in distribute(self._strategy, self._data.training(epoch, trained)):
             step = self._step
             self._profile(step)
             self._seed_randomness(step)
             margin = self._margin_schedule(step)
-            result = self._train_step(batch, margin)
+            result = self._train_step(batch, margin, tf.constant(float(self._stop.requested)))
             self._check_finite(result, batch, step)
             self.checkpoints.step.assign_add(1)
             meter.add(result)
             if (step + 1) % config.log_every == 0:
                 self._log_training(epoch, meter, log)
             # The last step of an epoch is saved after validation, so that a restart never skips a validation.
-            ends_epoch = (step + 1) % self._data.steps_per_epoch == 0
-            if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0 and not ends_epoch:
+            ends_epoch = (step + 1) % steps_per_epoch == 0
+            if ends_epoch and meter.steps:
+                self._log_training(epoch, meter, log)
+            stops = self._stop.requested if self._alone else result.stop.numpy() > 0
+            is_due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
+            if stops or is_due or ends_epoch:
+                self.checkpoints.window.assign(meter.sums())
+                self.checkpoints.awaits_validation.assign(ends_epoch)
+            if stops:
+                self._leave()
+            if is_due and not ends_epoch:
                 self.checkpoints.save()
-        if meter.steps:
-            self._log_training(epoch, meter, log)
+
+    def _leave(self) -> None:
+        self.checkpoints.save()
+        raise Preempted(f"step {self._step} is saved in {self._directory / 'checkpoints'}: go on with --load_dir")
 
     def _seed_randomness(self, step: int) -> None:
         """Makes what dropout drops a function of the step. Checkpoints do not hold the state of its random numbers."""
@@ -156,9 +187,12 @@ class Trainer:
 
     def _validate(self, epoch: int, log: TrainingLog) -> dict[str, float]:
         if self._data.validation is None:
+            self.checkpoints.awaits_validation.assign(False)
             return {}
         correct, losses, histograms = [], [], None
         for scored in self._score(self._data.validation(), float(self._margin_schedule(self._step))):
+            if scored.stop:
+                self._leave()
             scores, *activations = scored.outputs
             correct.append(scores.argmax(axis=-1) == scored.batch["label"])
             losses.append(scored.losses)
@@ -169,6 +203,7 @@ class Trainer:
             "accuracy": float(np.concatenate(correct).mean()),
             "examples": sum(map(len, losses)),
         }
+        self.checkpoints.awaits_validation.assign(False)
         log.record("validation", self._step, epoch, loss=figures["loss"], accuracy=figures["accuracy"])
         log.histograms(self._step, {f"activations/{name}": values for name, values in (histograms or {}).items()})
         best = self.checkpoints.save_if_best(figures["accuracy"])
@@ -179,9 +214,8 @@ class Trainer:
         return figures
 
     def _check_finite(self, result: StepResult, batch: Mapping[str, tf.Tensor], step: int) -> None:
-        tells_all = self._config.precision != "mixed_float16"  # there, the loss scale deals with gradients
         gradient_is_finite = result.gradient_is_finite.numpy() > 0.5
-        if np.isfinite(result.loss.numpy()) and (gradient_is_finite.all() or not tells_all):
+        if np.isfinite(result.loss.numpy()) and (gradient_is_finite.all() or self._scale_can_fall()):
             return
         culprit = self._first_layer_that_fails(batch)
         if culprit is None and not gradient_is_finite.all():
@@ -192,6 +226,12 @@ class Trainer:
             f"checkpoints in {self._directory / 'checkpoints'} are from before: continue from them with a lower "
             "--lrn_rate"
         )
+
+    def _scale_can_fall(self) -> bool:
+        """Whether a lower loss scale, in float16, may still make gradients finite."""
+        if not isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
+            return False
+        return float(self._optimizer.dynamic_scale) > LOWEST_LOSS_SCALE
 
     def _first_layer_that_fails(self, batch: Mapping[str, tf.Tensor]) -> str | None:
         """Name of the first layer whose output is not finite for the examples of one replica."""
@@ -213,28 +253,35 @@ class Trainer:
 
 
 class _Meter:
-    """Means and rate over the steps since it was last read."""
+    """Means and rate over the steps since it was last read.
 
-    def __init__(self, batch_size: int):
+    Args:
+        batch_size: examples in a step.
+        sums: of an earlier meter, whose window goes on: a resumed run logs what an unbroken one does, all but the rate.
+    """
+
+    def __init__(self, batch_size: int, sums: np.ndarray):
         self._batch_size = batch_size
-        self._reset()
+        self._begin(*sums)
 
-    def _reset(self) -> None:
-        self.steps = 0
-        self._loss = self._correct = 0.0
-        self._start = time.monotonic()
+    def _begin(self, steps: float = 0, loss: float = 0.0, correct: float = 0.0) -> None:
+        self.steps, self._loss, self._correct = int(steps), float(loss), float(correct)
+        self._steps_before, self._start = self.steps, time.monotonic()
 
     def add(self, result: StepResult) -> None:
         self.steps += 1
         self._loss += float(result.loss)
         self._correct += float(result.correct)
 
+    def sums(self) -> tuple[float, float, float]:
+        return float(self.steps), self._loss, self._correct
+
     def read_and_reset(self) -> dict[str, float]:
-        images = self.steps * self._batch_size
+        seconds = max(time.monotonic() - self._start, 1e-9)
         figures = {
             "loss": self._loss / self.steps,
-            "accuracy": self._correct / images,
-            "images_per_second": images / max(time.monotonic() - self._start, 1e-9),
+            "accuracy": self._correct / (self.steps * self._batch_size),
+            "images_per_second": (self.steps - self._steps_before) * self._batch_size / seconds,
         }
-        self._reset()
+        self._begin()
         return figures

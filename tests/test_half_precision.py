@@ -1,0 +1,81 @@
+"""Every network trains in half precision, and what is not finite is dealt with or told."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from caps_tf.errors import UserError
+from caps_tf.training import trainer as trainer_module
+from caps_tf.training.config import NETWORKS, RunConfig
+from caps_tf.training.trainer import Trainer, TrainingData
+
+BATCH, STEPS, CLASSES = 8, 6, 3
+IMAGE, SENTENCE = {"image": (17, 17, 1)}, {"embedding": (None, 2, 8), "mask": (None,)}
+ATTENTION = {
+    "backbone": {"output_dim": 8, "kernel_size": 3, "stride": 2, "padding": 1},
+    "primary_capsules": {"num_caps": 4, "caps_dim": 4, "kernel_size": 1, "stride": 1, "padding": 0},
+    "capsules": [{"type": "CONV", "num_caps": 4, "caps_dim": 4, "kernel_size": 3, "stride": 2, "matrix_pose": True}],
+    "class_capsules": {"caps_dim": 4, "matrix_pose": True},
+}
+
+
+def batch_of(features, step):
+    rng = np.random.default_rng(step)
+    batch = {"label": rng.integers(0, CLASSES, BATCH).astype(np.int32)}
+    for name, shape in features.items():
+        values = rng.normal(size=(BATCH, *(5 if size is None else size for size in shape)))
+        batch[name] = np.ones_like(values) if name == "mask" else values
+    return {name: value if name == "label" else value.astype(np.float32) for name, value in batch.items()}
+
+
+def make_trainer(directory, network, precision, **options):
+    config_path = directory / "config.json"
+    config_path.write_text(json.dumps(ATTENTION))
+    sizes = {"A": 8, "B": 2, "C": 3, "D": 3, "margin_steps": 1.0, "config_path": str(config_path), "backbone": "simple"}
+    config = RunConfig(
+        network=network, precision=precision, batch_size=BATCH, epoch=1, jit_compile="off", log_every=1, **sizes, **options
+    )
+    features = SENTENCE if network == "heinsen_sst" else {"image": (32, 32, 1)} if network == "attention" else IMAGE
+
+    def training(epoch, skipped):
+        first = batch_of(features, 0)
+        return tf.data.Dataset.from_generator(
+            lambda: (batch_of(features, step) for step in range(skipped, STEPS)),
+            output_signature={
+                name: tf.TensorSpec((BATCH, *features.get(name, ())), value.dtype) for name, value in first.items()
+            },
+        )
+
+    keras.utils.set_random_seed(0)
+    return Trainer(config, TrainingData(features, CLASSES, STEPS, training, None), directory / "train", tf.distribute.get_strategy())
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_trains_in_half_precision_near_what_float32_does(tmp_path, network, precision):
+    losses = {}
+    for policy in ("float32", precision):
+        (tmp_path / policy).mkdir()
+        trainer = make_trainer(tmp_path / policy, network, policy)
+        before = [weight.numpy() for weight in trainer.model.trainable_variables]
+        trainer.run()
+        after = [weight.numpy() for weight in trainer.model.trainable_variables]
+        assert all(np.isfinite(value).all() for value in after)
+        assert sum(not np.array_equal(old, new) for old, new in zip(before, after, strict=True)) > len(after) // 2
+        lines = (tmp_path / policy / "train" / "log.jsonl").read_text().splitlines()
+        losses[policy] = [json.loads(line)["loss"] for line in lines]
+    assert len(losses[precision]) == STEPS
+    np.testing.assert_allclose(losses[precision][0], losses["float32"][0], rtol=0.1)
+
+
+def test_gradients_that_no_loss_scale_makes_finite_stop_the_run_instead_of_training_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "LOWEST_LOSS_SCALE", 2.0**13)
+    trainer = make_trainer(tmp_path, "cnn_baseline", "mixed_float16")
+    kernel = trainer.model.get_layer("dense").kernel
+    kernel.assign(keras.ops.full(kernel.shape, 60_000.0))  # finite in float16, what follows from it is not
+    with pytest.raises(UserError, match=r"step \d: the loss or its gradient is NaN or infinite"):
+        trainer.run()
