@@ -171,9 +171,10 @@ def test_repair_2_a_parent_with_a_single_child_is_finite_in_value_and_gradient(i
 
     parents = em_routing(votes, activations, beta, beta, fields, iterations)
     np.testing.assert_allclose(parents.poses, votes[:, :, :, :, 0, 0], rtol=1e-4, atol=1e-6)
-    assert np.all(np.isfinite(parents.activations))
+    assert np.all(np.isfinite(np.array(parents.activations)))
     # The variance is its floor, which caps how cheap a parent can be: 16 (1/2 ln 1e-9) a unit of data.
-    _, variance, _ = m_step(np.ones((18, 4, 1), "float32"), votes.reshape(18, 4, 16, 1), beta, beta, 0.01, 1e-9)
+    everything = np.ones((18, 4, 1), "float32"), votes.reshape(18, 4, 16, 1), beta, beta
+    _, variance, _ = m_step(*map(ops.convert_to_tensor, everything), 0.01, 1e-9)
     np.testing.assert_allclose(variance, 1e-9, rtol=1e-3)
     for gradient in gradients(objective, votes, activations, beta, beta):
         assert np.all(np.isfinite(gradient))
@@ -253,7 +254,7 @@ def test_extreme_inputs_give_finite_values_and_gradients(case, scale, iterations
 
     parents = em_routing(votes, fields.gather(activations), beta_u, beta_a, fields, iterations)
     for value in (*parents, *gradients(objective, votes, activations, beta_u, beta_a)):
-        assert np.all(np.isfinite(value))
+        assert np.all(np.isfinite(np.array(value)))
 
 
 def test_the_log_likelihood_is_that_of_a_diagonal_gaussian():

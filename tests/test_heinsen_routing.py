@@ -248,7 +248,7 @@ def test_the_internals_are_there_after_any_number_of_iterations(n_iters):
     found = layer(children)
     declared = layer.compute_output_shape([array.shape for array in children])
     assert {name: tuple(value.shape) for name, value in found.items()} == declared
-    assert declared["V"] == (2, 5, 4, 2, 3) and np.all(np.isfinite(found["log_p"]))
+    assert declared["V"] == (2, 5, 4, 2, 3) and np.all(np.isfinite(np.array(found["log_p"])))
 
 
 @pytest.mark.parametrize(

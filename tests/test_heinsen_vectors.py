@@ -49,6 +49,7 @@ class Memories(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="caps_tf_tests")
 def agreement(x, predictions):
+    x = ops.cast(x, predictions.dtype)  # a network of one's own may compute in another precision
     return ops.einsum("...id,...jd->...ij", x, predictions) * x.shape[-1] ** -0.5
 
 

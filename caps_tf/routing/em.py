@@ -93,8 +93,8 @@ def m_step(
     """
     parent_types, pose_size, children = votes.shape[1:]
     data = ops.sum(weights, axis=-1)
-    mu, variance = _mean_and_variance(weights / (data + epsilon)[..., None], votes)
-    variance = variance + VARIANCE_FLOOR
+    moments = _mean_and_variance(weights / (data + epsilon)[..., None], votes)
+    mu, variance = moments[0], moments[1] + VARIANCE_FLOOR
     cost = pose_size * beta_u + 0.5 * ops.sum(ops.log(variance), axis=-1)
     cost = cost * data * (100.0 * parent_types / children)
     return mu, variance, ops.sigmoid(inverse_temperature * (beta_a - cost))
@@ -122,14 +122,15 @@ def log_likelihood(votes: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
 
 
 @ops.custom_gradient
-def _mean_and_variance(share: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_c share V and sum_c share (V - mean)^2 for share [n, j, c] and votes [n, j, d, c]: both [n, j, d]."""
+def _mean_and_variance(share: Tensor, votes: Tensor) -> Tensor:
+    """sum_c share V and sum_c share (V - mean)^2 for share [n, j, c] and votes [n, j, d, c]: [2, n, j, d]."""
     mean = ops.einsum("njc,njdc->njd", share, votes)
     deviation = votes - mean[..., None]
     variance = ops.einsum("njc,njdc->njd", share, ops.square(deviation))
 
     def gradient(*arguments, upstream=None):
-        to_mean, to_variance = arguments if upstream is None else upstream
+        arriving = arguments[0] if upstream is None else upstream
+        to_mean, to_variance = arriving[0], arriving[1]
         # Shares sum to a little less than 1, or to 0 where no child is active: the variance depends on the mean.
         rest = 1.0 - ops.sum(share, axis=-1)
         to_mean = to_mean - 2.0 * to_variance * mean * rest[..., None]
@@ -137,7 +138,7 @@ def _mean_and_variance(share: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
         to_share = to_share + ops.einsum("njdc,njd->njc", ops.square(deviation), to_variance)
         return to_share, share[:, :, None] * (to_mean[..., None] + deviation * (2.0 * to_variance)[..., None])
 
-    return (mean, variance), gradient
+    return ops.stack((mean, variance)), gradient
 
 
 @ops.custom_gradient
@@ -169,6 +170,7 @@ def softmax_over_parents(logits: Tensor, neighbourhood: Neighbourhood) -> Tensor
     Returns:
         [b, p, q, j, k, i]; for each child seen by a parent, the entries that belong to it sum to 1.
     """
+    logits = ops.convert_to_tensor(logits)
     # The shift cancels in the quotient, so its gradient is zero by construction.
     largest = neighbourhood.scatter_max(ops.stop_gradient(ops.max(logits, axis=3)))
     odds = ops.exp(logits - ops.stop_gradient(neighbourhood.gather(largest))[:, :, :, None])
@@ -219,6 +221,7 @@ def em_routing(
     """
     if iterations < 1:
         raise ValueError(f"EM routing needs at least 1 iteration, not {iterations}")
+    votes, activations, beta_u, beta_a = map(ops.convert_to_tensor, (votes, activations, beta_u, beta_a))
     p, q = neighbourhood.parents
     _, _, _, parent_types, pose_size, kernel_positions, child_types = votes.shape
     in_space = (-1, p, q, parent_types, kernel_positions, child_types)

@@ -117,7 +117,7 @@ class SharedVotes:
         self._size = poses.shape[-1]
         # Products y <= y' once: those off the diagonal stand for two.
         self._first, self._second = np.triu_indices(self._size)
-        self._times = np.where(self._first == self._second, 1.0, 2.0)
+        self._times = ops.convert_to_tensor(np.where(self._first == self._second, 1.0, 2.0), dtype="float64")
         products = ops.take(poses, self._first, axis=-1) * ops.take(poses, self._second, axis=-1)
         self._moments = ops.concatenate([poses, products], axis=-1)
         self.parents = ops.shape(bias)[1]
