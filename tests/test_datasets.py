@@ -116,5 +116,9 @@ def test_image_folders_that_cannot_be_trained_on_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"a/0.png: cannot be read as an image"):
         open_dataset(str(tmp_path))
     Image.new("L", (4, 4)).save(tmp_path / "train" / "a" / "0.png")
+    with pytest.raises(UserError, match="holds one class, 'a'"):
+        open_dataset(str(tmp_path))
+    (tmp_path / "train" / "b").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "train" / "b" / "0.png")
     with pytest.raises(UserError, match="has no validation split .*train"):
         open_dataset(str(tmp_path))

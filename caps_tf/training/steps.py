@@ -142,6 +142,7 @@ def make_scorer(
     strategy: tf.distribute.Strategy,
     model: keras.Model,
     loss_function: LossFunction,
+    jit_compile: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Callable[[tf.data.Dataset, float], Iterator[Scored]]:
     """Makes a function of (batches, margin) that yields what the model makes of each batch.
@@ -151,6 +152,7 @@ def make_scorer(
         model: to scores, or to a list of outputs whose first are scores, from inputs that have the names of the
             batch's features.
         loss_function: loss of each example.
+        jit_compile: whether XLA compiles the model, for each shape of a batch once.
         stop_requested: whether this process wants to stop; asked before each batch.
 
     Returns:
@@ -158,8 +160,12 @@ def make_scorer(
     """
     features = {each.name for each in model.inputs}
 
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def judge(inputs):
+        return model(inputs, training=False)
+
     def replica_step(batch, margin, stop):
-        outputs = model(model_inputs(model, batch), training=False)
+        outputs = judge(model_inputs(model, batch))
         outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
         losses = loss_function(batch["label"], outputs[0], margin)
         context = tf.distribute.get_replica_context()

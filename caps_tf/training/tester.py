@@ -11,7 +11,7 @@ from caps_tf.evaluation.predictions import Predictions
 from caps_tf.progress import Progress
 from caps_tf.training.checkpoints import restore
 from caps_tf.training.config import RunConfig
-from caps_tf.training.factories import capsule_outputs, make_loss, make_model
+from caps_tf.training.factories import capsule_outputs, make_loss, make_model, use_jit
 from caps_tf.training.regime import make_margin_schedule
 from caps_tf.training.steps import make_scorer
 
@@ -57,7 +57,8 @@ class Tester:
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._checkpoint = tf.train.Checkpoint(model=model, step=self._step)
         class_poses = [poses for poses, _ in capsule_outputs(model).values()][-1:]
-        self._score = make_scorer(strategy, keras.Model(model.input, [model.output, *class_poses]), make_loss(config))
+        judge = keras.Model(model.input, [model.output, *class_poses])
+        self._score = make_scorer(strategy, judge, make_loss(config), use_jit(config, strategy))
 
     @property
     def step(self) -> int:

@@ -93,6 +93,7 @@ class Trainer:
             strategy,
             keras.Model(self.model.input, [self.model.output, *activations]),
             loss_function,
+            use_jit(config, strategy),
             lambda: self._stop.requested,
         )
 
