@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from caps_tf.errors import Preempted, UserError
 from caps_tf.training.checkpoints import Checkpoints, find_checkpoints, find_damage, list_checkpoints
-from caps_tf.training.config import RunConfig
+from caps_tf.training.config import NETWORKS, RunConfig
+from caps_tf.training.factories import make_model
 from caps_tf.training.trainer import Trainer, TrainingData
 from tests.killing import told_apart_from_time
 from tests.runs import assert_same_weights, weights
@@ -33,6 +34,20 @@ def saved(tmp_path):
         checkpoints.step.assign(step)
         checkpoints.save()
     return tmp_path
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_checkpoint_holds_every_weight_of_every_network(network, tmp_path):
+    sizes = {"A": 8, "B": 2, "C": 3, "D": 3, "config_path": str(Path(__file__).parents[1] / "examples" / "attention_small.json")}
+    config = RunConfig(network=network, **sizes)
+    shapes = {"embedding": (None, 2, 8), "mask": (None,)} if network == "heinsen_sst" else {"image": (32, 32, 1)}
+    written, read = (make_model(config, shapes, num_classes=3) for _ in range(2))
+    for weight in written.weights:
+        weight.assign(np.random.default_rng(0).normal(size=weight.shape))
+    path = tf.train.Checkpoint(model=written).write(str(tmp_path / "all"))
+    tf.train.Checkpoint(model=read).read(path)
+    for before, after in zip(written.weights, read.weights, strict=True):
+        np.testing.assert_array_equal(before, after, err_msg=before.path)
 
 
 def cut(path, length):

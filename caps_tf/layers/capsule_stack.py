@@ -58,6 +58,8 @@ class CapsuleStack(keras.layers.Layer):
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
         self.layers = list(layers)
+        for number, layer in enumerate(layers):  # tf.train.Checkpoint does not look into Keras's lists
+            setattr(self, f"layer_{number}", layer)
         self.iterations = iterations
         self.schedule = schedule
 
