@@ -38,8 +38,8 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_checkpoint_holds_every_weight_of_every_network(network, tmp_path):
-    sizes = {"A": 8, "B": 2, "C": 3, "D": 3, "config_path": str(Path(__file__).parents[1] / "examples" / "attention_small.json")}
-    config = RunConfig(network=network, **sizes)
+    capsules = Path(__file__).parents[1] / "examples" / "attention_small.json"
+    config = RunConfig(network=network, A=8, B=2, C=3, D=3, config_path=str(capsules))
     shapes = {"embedding": (None, 2, 8), "mask": (None,)} if network == "heinsen_sst" else {"image": (32, 32, 1)}
     written, read = (make_model(config, shapes, num_classes=3) for _ in range(2))
     for weight in written.weights:
