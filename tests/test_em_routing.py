@@ -74,7 +74,7 @@ def test_values_of_the_published_implementation_are_reproduced(geometry, scale, 
     if iterations == 3:
         weights = GOLDEN[f"{expected}/rr"][..., 0]
         weights = weights.reshape(*weights.shape[:3], *votes.shape[4:6], -1).transpose(0, 1, 2, 5, 3, 4)
-        np.testing.assert_allclose(parents.routing_weights, weights, atol=1e-3 if scale == "s10" else 2e-5)
+        np.testing.assert_allclose(parents.routing_weights, weights, atol=1e-3 if scale == "s10" else 3e-5)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3])
@@ -286,7 +286,9 @@ def test_gather_and_scatter_add_are_adjoint():
         below = rng.normal(size=(2, *children, 3))
         above = rng.normal(size=(2, *fields.parents, fields.kernel_positions, 3))
         np.testing.assert_allclose(
-            np.sum(np.array(fields.gather(below)) * above), np.sum(below * np.array(fields.scatter_add(above)))
+            np.sum(np.array(fields.gather(below)) * above),
+            np.sum(below * np.array(fields.scatter_add(above))),
+            **within(1e-7),
         )
 
 
