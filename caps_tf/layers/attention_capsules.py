@@ -5,8 +5,8 @@ import math
 import keras
 from keras import ops
 
-from caps_tf.layers.grouping import images_at_a_time
 from caps_tf.layers.precision import routing_dtype
+from caps_tf.routing.grouping import images_at_a_time
 from caps_tf.routing.inverted_attention import first_parents, next_parents
 from caps_tf.routing.neighbourhood import Neighbourhood
 

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from caps_tf.layers.grouping import images_at_a_time, map_groups
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.em import em_routing
+from caps_tf.routing.grouping import images_at_a_time, map_groups
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.routing.votes import coordinate_offsets, pose_columns, votes_of_children, weight_rows
 

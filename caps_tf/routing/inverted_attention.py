@@ -18,6 +18,8 @@ from typing import Any
 
 from keras import ops
 
+from caps_tf.routing.grouping import map_groups
+
 Tensor = Any
 
 EPSILON = 1e-10
@@ -88,12 +90,9 @@ def next_parents(children: Tensor, weights: Tensor, parents: Tensor, group: int 
         True
     """
     weights, parents = _parents_last(weights), _parents_last(parents)
-    if group is None or group == children.shape[0]:
-        routed = _route(children, weights, parents)
-    else:
-        grouped = [ops.reshape(tensor, (-1, group, *tensor.shape[1:])) for tensor in (children, parents)]
-        routed = ops.map(lambda tensors: _route(tensors[0], weights, tensors[1]), tuple(grouped))
-        routed = ops.reshape(routed, (-1, *parents.shape[1:]))
+    (routed,) = map_groups(
+        lambda children, parents, weights: (_route(children, weights, parents),), (children, parents), (weights,), group
+    )
     return ops.transpose(routed, (0, 3, 1, 2))
 
 

@@ -1,4 +1,4 @@
-"""Layers whose votes exist for a few images at a time."""
+"""Votes that exist for a few images at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,26 +26,29 @@ def images_at_a_time(batch: int | None, elements: int, votes_at_a_time: int) -> 
 
 
 def map_groups(
-    function: Callable[..., tuple[Tensor, ...]], by_image: tuple[Tensor, ...], shared: tuple[Tensor, ...], images: int
+    function: Callable[..., tuple[Tensor, ...]],
+    grouped: tuple[Tensor, ...],
+    shared: tuple[Tensor, ...],
+    group: int | None,
 ) -> tuple[Tensor, ...]:
-    """Calls `function` for one group of images after the other.
+    """Calls `function` for one group of images, or of parent positions, after the other.
 
     Args:
-        function: of a part of each tensor of `by_image` and of all of `shared`, to tensors [images, ...].
-        by_image: tensors [b, ...].
+        function: of a part of each tensor of `grouped` and of all of `shared`, to tensors [group, ...].
+        grouped: tensors [n, ...].
         shared: what all groups share.
-        images: images in a group, a divisor of b.
+        group: size of a group, a divisor of n; None for all at once.
 
     Returns:
-        The results of all images, [b, ...].
+        The results of all, [n, ...].
 
     Example:
-        >>> halves = map_groups(lambda x, factor: (x * factor,), (ops.ones((6, 3)),), (0.5,), images=2)
+        >>> halves = map_groups(lambda x, factor: (x * factor,), (ops.ones((6, 3)),), (0.5,), group=2)
         >>> tuple(halves[0].shape)
         (6, 3)
     """
-    if by_image[0].shape[0] == images:
-        return function(*by_image, *shared)
-    groups = tuple(ops.reshape(tensor, (-1, images, *tensor.shape[1:])) for tensor in by_image)
-    found = ops.map(lambda group: function(*group, *shared), groups)
+    if group is None or grouped[0].shape[0] == group:
+        return function(*grouped, *shared)
+    parts = tuple(ops.reshape(tensor, (-1, group, *tensor.shape[1:])) for tensor in grouped)
+    found = ops.map(lambda part: function(*part, *shared), parts)
     return tuple(ops.reshape(value, (-1, *value.shape[2:])) for value in found)
