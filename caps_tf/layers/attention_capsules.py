@@ -5,10 +5,10 @@ import math
 import keras
 from keras import ops
 
+from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.grouping import images_at_a_time
 from caps_tf.routing.inverted_attention import first_parents, next_parents
-from caps_tf.routing.neighbourhood import Neighbourhood
 
 
 class AttentionCapsules(keras.layers.Layer):
@@ -130,7 +130,7 @@ class AttentionCapsules(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class AttentionConvCapsules(AttentionCapsules):
+class AttentionConvCapsules(ConvolutionalCapsules, AttentionCapsules):
     """Convolutional capsules with inverted dot-product attention.
 
     Each parent position sees a kernel of child positions; a weight for each kernel position, child type and parent
@@ -168,17 +168,6 @@ class AttentionConvCapsules(AttentionCapsules):
         Tsai, Srivastava, Goh, Salakhutdinov, "Capsules with Inverted Dot-Product Attention Routing", ICLR 2020.
     """
 
-    def __init__(
-        self,
-        capsules: int,
-        kernel_size: int | tuple[int, int] = 3,
-        strides: int | tuple[int, int] = 1,
-        **kwargs,
-    ):
-        super().__init__(capsules, **kwargs)
-        self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        self.strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
-
     def build(self, children_shape):
         shape = _check_rank(children_shape, (5, 6))
         positions = self._neighbourhood(shape).kernel_positions
@@ -197,12 +186,6 @@ class AttentionConvCapsules(AttentionCapsules):
     def compute_output_shape(self, children_shape, parents_shape=None):
         shape = _check_rank(children_shape, (5, 6))
         return (shape[0], *self._neighbourhood(shape).parents, *self._parent_shape(self._child_pose(shape[4:])))
-
-    def _neighbourhood(self, shape) -> Neighbourhood:
-        return Neighbourhood(tuple(shape[1:3]), self.kernel_size, self.strides)
-
-    def get_config(self):
-        return {**super().get_config(), "kernel_size": self.kernel_size, "strides": self.strides}
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")

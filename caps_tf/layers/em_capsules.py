@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.em import em_routing
 from caps_tf.routing.grouping import images_at_a_time, map_groups
@@ -128,7 +129,7 @@ class EMCapsules(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class EMConvCapsules(EMCapsules):
+class EMConvCapsules(ConvolutionalCapsules, EMCapsules):
     """Convolutional matrix capsules with EM routing.
 
     Each parent position sees a kernel of child positions; a weight for each kernel position, child type and parent
@@ -161,17 +162,6 @@ class EMConvCapsules(EMCapsules):
         Gritzman, "Avoiding Implementation Pitfalls of Matrix Capsules with EM Routing by Hinton et al.", 2019.
     """
 
-    def __init__(
-        self,
-        capsules: int,
-        kernel_size: int | tuple[int, int] = 3,
-        strides: int | tuple[int, int] = 1,
-        **kwargs,
-    ):
-        super().__init__(capsules, **kwargs)
-        self.kernel_size = _rows_and_columns(kernel_size)
-        self.strides = _rows_and_columns(strides)
-
     def build(self, input_shape):
         poses_shape = _check_children(input_shape)
         child_types, pose_size = poses_shape[3], poses_shape[5]
@@ -188,12 +178,6 @@ class EMConvCapsules(EMCapsules):
         poses_shape = _check_children(input_shape)
         activations = (poses_shape[0], *self._neighbourhood(poses_shape).parents, self.capsules)
         return (*activations, *poses_shape[-2:]), activations
-
-    def _neighbourhood(self, poses_shape) -> Neighbourhood:
-        return Neighbourhood(tuple(poses_shape[1:3]), self.kernel_size, self.strides)
-
-    def get_config(self):
-        return {**super().get_config(), "kernel_size": self.kernel_size, "strides": self.strides}
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
@@ -256,11 +240,6 @@ class EMClassCapsules(EMCapsules):
 
     def get_config(self):
         return {**super().get_config(), "coordinate_addition": self.coordinate_addition}
-
-
-def _rows_and_columns(size: int | tuple[int, int]) -> tuple[int, int]:
-    rows, columns = (size, size) if isinstance(size, int) else size
-    return rows, columns
 
 
 def _check_children(input_shape) -> tuple:

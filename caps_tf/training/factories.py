@@ -33,29 +33,16 @@ def make_model(
     Raises:
         UserError: if the data lack what the network reads, or images are too small for it.
     """
+    regularized = {"weight_reg": config.weight_reg, "dtype": config.precision}
+    routed = {"iterations": config.routing_iterations, **regularized}
     if config.network == "heinsen_sst":
         _, depth, width = _shape_of("embedding", input_shapes, config)
-        return models.heinsen_sst(
-            depth,
-            width,
-            num_classes,
-            iterations=config.routing_iterations,
-            weight_reg=config.weight_reg,
-            dtype=config.precision,
-        )
+        return models.heinsen_sst(depth, width, num_classes, **routed)
     image_shape = _shape_of("image", input_shapes, config)
     if config.network == "cnn_baseline":
-        return models.cnn_baseline(
-            image_shape, num_classes, dropout=config.dropout, weight_reg=config.weight_reg, dtype=config.precision
-        )
+        return models.cnn_baseline(image_shape, num_classes, dropout=config.dropout, **regularized)
     if config.network == "heinsen_norb":
-        return models.heinsen_norb(
-            image_shape,
-            num_classes,
-            iterations=config.routing_iterations,
-            weight_reg=config.weight_reg,
-            dtype=config.precision,
-        )
+        return models.heinsen_norb(image_shape, num_classes, **routed)
     bound = {"votes_at_a_time": config.votes_mib * 2**20} if config.votes_mib else {}
     if config.network == "attention":
         return models.attention_capsules(
@@ -76,11 +63,9 @@ def make_model(
         B=config.B,
         C=config.C,
         D=config.D,
-        iterations=config.routing_iterations,
         final_lambda=config.final_lambda,
         epsilon=config.epsilon,
-        weight_reg=config.weight_reg,
-        dtype=config.precision,
+        **routed,
         **bound,
     )
 
