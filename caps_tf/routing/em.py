@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from caps_tf.routing.bounds import bounded_gradient, bounded_values
 from caps_tf.routing.neighbourhood import Neighbourhood
 
 Tensor = Any
@@ -93,11 +94,12 @@ def m_step(
     """
     parent_types, pose_size, children = votes.shape[1:]
     data = ops.sum(weights, axis=-1)
-    moments = _mean_and_variance(weights / (data + epsilon)[..., None], votes)
+    share = bounded_gradient(weights / (data + epsilon)[..., None])
+    moments = bounded_gradient(_mean_and_variance(share, votes))
     mu, variance = moments[0], moments[1] + VARIANCE_FLOOR
     cost = pose_size * beta_u + 0.5 * ops.sum(ops.log(variance), axis=-1)
     cost = cost * data * (100.0 * parent_types / children)
-    return mu, variance, ops.sigmoid(inverse_temperature * (beta_a - cost))
+    return mu, variance, bounded_gradient(ops.sigmoid(inverse_temperature * (beta_a - cost)))
 
 
 def log_likelihood(votes: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
@@ -221,14 +223,15 @@ def em_routing(
     """
     if iterations < 1:
         raise ValueError(f"EM routing needs at least 1 iteration, not {iterations}")
-    votes, activations, beta_u, beta_a = map(ops.convert_to_tensor, (votes, activations, beta_u, beta_a))
+    votes, activations = ops.convert_to_tensor(votes), ops.convert_to_tensor(activations)
+    beta_u, beta_a = bounded_values(beta_u), bounded_values(beta_a)
     p, q = neighbourhood.parents
     _, _, _, parent_types, pose_size, kernel_positions, child_types = votes.shape
     in_space = (-1, p, q, parent_types, kernel_positions, child_types)
     # An M-step knows nothing of space: it sees parent positions of all images side by side, and their children in a
     # row. Compilers handle four axes far better than seven.
     merged = (-1, parent_types, kernel_positions * child_types)
-    votes = ops.reshape(votes, (-1, parent_types, pose_size, kernel_positions * child_types))
+    votes = bounded_values(ops.reshape(votes, (-1, parent_types, pose_size, kernel_positions * child_types)))
     activations = ops.reshape(activations, (-1, 1, kernel_positions * child_types))
     routing_weights = ops.convert_to_tensor(initial_routing_weights(neighbourhood, parent_types), dtype=votes.dtype)
     routing_weights = ops.broadcast_to(routing_weights, (ops.shape(votes)[0] // (p * q), *in_space[1:]))
@@ -239,7 +242,7 @@ def em_routing(
         )
         if iteration < iterations - 1:
             logits = log_likelihood(votes, mu, variance) + ops.log(parent_activations + epsilon)[..., None]
-            routing_weights = softmax_over_parents(ops.reshape(logits, in_space), neighbourhood)
+            routing_weights = softmax_over_parents(ops.reshape(bounded_gradient(logits), in_space), neighbourhood)
     return Parents(
         ops.reshape(mu, (*in_space[:4], pose_size)), ops.reshape(parent_activations, in_space[:4]), routing_weights
     )

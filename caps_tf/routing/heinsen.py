@@ -12,9 +12,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from caps_tf.routing.bounds import bounded_gradient, bounded_values
+
 Tensor = Any
 
 P_MODELS = ("gaussian", "skm")
+
+FARTHEST = 1e30
+"""Bound of a squared distance that is computed in float64 and goes on in float32."""
 
 
 class HeinsenParents(NamedTuple):
@@ -71,11 +76,12 @@ class StoredVotes:
     """
 
     def __init__(self, poses: Tensor, kernel: Tensor, bias: Tensor):
+        poses, kernel, bias = map(bounded_values, (poses, kernel, bias))
         if kernel.shape[0] == 1:
             votes = ops.einsum("bixy,jyz->bjixz", poses, kernel[0])
         else:
             votes = ops.einsum("bixy,ijyz->bjixz", poses, kernel)
-        self.values = votes + ops.transpose(bias, (1, 0, 2, 3))
+        self.values = bounded_values(votes + ops.transpose(bias, (1, 0, 2, 3)))
         self.parents = ops.shape(bias)[1]
 
     def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +118,9 @@ class SharedVotes:
 
     def __init__(self, poses: Tensor, kernel: Tensor, bias: Tensor):
         self._dtype = keras.backend.standardize_dtype(poses.dtype)
-        poses, kernel, bias = (ops.cast(value, "float64") for value in (poses, kernel, bias))
+        poses, kernel, bias = (
+            bounded_gradient(ops.cast(bounded_values(value), "float64")) for value in (poses, kernel, bias)
+        )
         self._kernel, self._bias = kernel[0], bias[0]
         self._size = poses.shape[-1]
         # Products y <= y' once: those off the diagonal stand for two.
@@ -141,7 +149,7 @@ class SharedVotes:
         second = ops.einsum("bjxz,jmz->bjxm", precision, self._kernel_products())
         constant = ops.sum(precision * ops.square(offset), axis=(-2, -1))
         form = ops.einsum("bixm,bjxm->bji", self._moments, ops.concatenate([first, second], axis=-1))
-        return ops.cast(ops.relu(form + constant[..., None]), self._dtype)
+        return ops.cast(ops.clip(form + constant[..., None], 0.0, FARTHEST), self._dtype)
 
     def _split(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         return moments[..., : self._size], moments[..., self._size :]
@@ -229,6 +237,7 @@ def heinsen_routing(
         raise ValueError(f"p_model must be one of {', '.join(P_MODELS)}, not {p_model!r}")
     active = ops.sigmoid(scores)[:, None]
     # What ignoring everything would cost; using data turns their cost into benefit.
+    beta_use, beta_ign = bounded_values(beta_use), bounded_values(beta_ign)
     benefit = ops.transpose(beta_use + beta_ign)
     cost_of_ignoring_all = ops.sum(active * ops.transpose(beta_ign), axis=-1)
     log_likelihoods = ops.zeros_like(active) + ops.zeros((1, votes.parents, 1), dtype=active.dtype)
@@ -236,11 +245,12 @@ def heinsen_routing(
     for iteration in range(n_iters):
         used = active * routing_weights
         parent_scores = ops.sum(benefit * used, axis=-1) - cost_of_ignoring_all
-        mean, variance = votes.fit(used / (ops.sum(used, axis=-1, keepdims=True) + eps))
-        variance = variance + eps
+        mean, variance = votes.fit(bounded_gradient(used / (ops.sum(used, axis=-1, keepdims=True) + eps)))
+        mean, variance = bounded_gradient(mean), bounded_gradient(variance) + eps
         if iteration < n_iters - 1:
             log_likelihoods = _log_likelihoods(votes, mean, variance, p_model)
-            routing_weights = ops.softmax(ops.log_sigmoid(parent_scores)[..., None] + log_likelihoods, axis=1)
+            logits = ops.log_sigmoid(parent_scores)[..., None] + log_likelihoods
+            routing_weights = ops.softmax(bounded_gradient(logits), axis=1)
     return HeinsenParents(parent_scores, mean, variance, routing_weights, log_likelihoods, used, active - used)
 
 

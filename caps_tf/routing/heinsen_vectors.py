@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from caps_tf.routing.bounds import bounded, bounded_gradient, bounded_values
+
 Tensor = Any
 
 IGNORED_SCORE = -1e30
@@ -126,7 +128,7 @@ def route_vectors(
     """
     if n_iters < 1:
         raise ValueError(f"vector routing needs at least 1 iteration, not n_iters {n_iters}")
-    scores, beta_use, beta_ign = map(ops.convert_to_tensor, (scores, beta_use, beta_ign))
+    scores, beta_use, beta_ign = bounded_gradient(scores), bounded_values(beta_use), bounded_values(beta_ign)
     # Ignored without benefit and without cost, an input leaves no credit, whatever its routing weights are.
     attended = None if mask is None else ops.cast(ops.logical_not(mask), beta_use.dtype)
     if attended is not None:
@@ -145,7 +147,7 @@ def route_vectors(
     credit = credit_of(routing_weights)
     vectors = combine(credit)
     for _ in range(n_iters - 1):
-        judgements = judge(vectors)
+        judgements = bounded_gradient(judge(vectors))
         if mask is not None:
             judgements = ops.where(mask, IGNORED_SCORE, judgements)
         routing_weights = ops.softmax(judgements, axis=-1)
@@ -198,8 +200,7 @@ def efficient_vector_routing(
         >>> tuple(routed.vectors.shape), tuple(routed.credit.shape)
         ((2, 5, 4), (2, 7, 5))
     """
-    x = ops.convert_to_tensor(x)
-    weights = VectorRoutingWeights(*map(ops.convert_to_tensor, weights))
+    x, weights = bounded_values(x), VectorRoutingWeights(*map(bounded_values, weights))
     scale = ops.cast(ops.shape(x)[-2], x.dtype) ** -0.5
     # Not an einsum: it would be a matrix product for each input vector, and each with a single row.
     scores = scale * ops.sum(x * weights.W_A, axis=-1) + weights.B_A
@@ -207,18 +208,19 @@ def efficient_vector_routing(
     proposals = None
     if not memory_efficient:
         proposals = ops.einsum("...id,jd,de->...ije", scale * x, weights.W_F1, weights.W_F2) + weights.B_F2
+        proposals = bounded(proposals)
 
     def judge(vectors: Tensor) -> Tensor:
         predictions = ops.einsum("...je,ed->...jd", normalize_vectors(vectors), weights.W_G1)
-        predictions = predictions * weights.W_G2 + weights.B_G2
+        predictions = bounded(predictions * weights.W_G2 + weights.B_G2)
         return ops.log_sigmoid(ops.einsum("...id,...jd->...ij", x, predictions) * weights.W_S + weights.B_S)
 
     def combine(credit: Tensor) -> Tensor:
         if proposals is not None:
-            return ops.einsum("...ij,...ije->...je", credit, proposals)
-        inputs = scale * ops.einsum("...ij,...id->...jd", credit, x)
+            return bounded(ops.einsum("...ij,...ije->...je", credit, proposals))
+        inputs = bounded(scale * ops.einsum("...ij,...id->...jd", credit, x))
         biases = ops.sum(credit, axis=-2)[..., None] * weights.B_F2
-        return ops.einsum("...jd,de->...je", inputs * weights.W_F1, weights.W_F2) + biases
+        return bounded(ops.einsum("...jd,de->...je", inputs * weights.W_F1, weights.W_F2) + biases)
 
     routed = route_vectors(scores, combine, judge, beta_use, beta_ign, n_iters, mask)
     return routed._replace(vectors=normalize_vectors(routed.vectors)) if normalize else routed

@@ -18,6 +18,7 @@ from typing import Any
 
 from keras import ops
 
+from caps_tf.routing.bounds import LARGEST, bounded, bounded_values
 from caps_tf.routing.grouping import map_groups
 
 Tensor = Any
@@ -44,7 +45,8 @@ def first_parents(children: Tensor, weights: Tensor) -> Tensor:
         >>> float(first_parents(children, weights)[0, 0, 0, 0])   # 10 children with votes of 4, shared by 5 parents
         8.0
     """
-    return ops.einsum("ncxy,cjyz->njxz", children, weights) / weights.shape[1]
+    children, weights = bounded_values(children), bounded_values(weights)
+    return bounded_values(ops.einsum("ncxy,cjyz->njxz", children, weights) / weights.shape[1])
 
 
 def routing_weights(children: Tensor, weights: Tensor, parents: Tensor) -> Tensor:
@@ -67,6 +69,7 @@ def routing_weights(children: Tensor, weights: Tensor, parents: Tensor) -> Tenso
         >>> np.allclose(np.sum(routing_weights(children, weights, parents), axis=-1), 1.0)
         True
     """
+    children, weights, parents = map(bounded_values, (children, weights, parents))
     weights, parents = _parents_last(weights), _parents_last(parents)
     return ops.transpose(_share_out(_votes(children, weights), parents), (1, 0, 2))
 
@@ -89,11 +92,12 @@ def next_parents(children: Tensor, weights: Tensor, parents: Tensor, group: int 
         >>> np.allclose(next_parents(children, weights, parents), next_parents(children, weights, parents, group=2))
         True
     """
+    children, weights, parents = map(bounded_values, (children, weights, parents))
     weights, parents = _parents_last(weights), _parents_last(parents)
     (routed,) = map_groups(
         lambda children, parents, weights: (_route(children, weights, parents),), (children, parents), (weights,), group
     )
-    return ops.transpose(routed, (0, 3, 1, 2))
+    return bounded(ops.transpose(routed, (0, 3, 1, 2)))
 
 
 def route_concurrently(layers: Sequence[CapsuleLayer], children: Tensor, iterations: int) -> Tensor:
@@ -174,7 +178,7 @@ def _route(children: Tensor, weights: Tensor, parents: Tensor) -> Tensor:
         shares = _share_out(votes, parents)
         change = _dot(votes, arriving)
         change = change - ops.sum(shares * change, axis=-1, keepdims=True) * (1.0 + EPSILON)
-        agreement = _scale(parents) * shares * change
+        agreement = ops.clip(_scale(parents) * shares * change, -LARGEST, LARGEST)
         votes_gradient = _outer(shares, arriving) + _outer(agreement, parents)
         return (
             ops.einsum("cnxzj,cyzj->ncxy", votes_gradient, weights),

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from caps_tf.routing.bounds import bounded_values
+
 Tensor = Any
 
 
@@ -24,6 +26,7 @@ def pose_columns(poses: Tensor) -> tuple[Tensor, ...]:
         >>> len(columns), tuple(columns[0].shape)
         (3, (2, 4, 72))
     """
+    poses = bounded_values(poses)
     return tuple(ops.swapaxes(poses[..., y], -1, -2) for y in range(poses.shape[-1]))
 
 
@@ -35,6 +38,7 @@ def weight_rows(weights: Tensor) -> tuple[Tensor, ...]:
         >>> len(rows), tuple(rows[0].shape)
         (3, (16, 4, 72))
     """
+    weights = bounded_values(weights)
     return tuple(ops.transpose(weights[:, :, y], (1, 2, 0)) for y in range(weights.shape[2]))
 
 

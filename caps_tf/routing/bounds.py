@@ -1,0 +1,86 @@
+"""Bounds that keep routing finite, in value and in gradient, whatever finite numbers it is given.
+
+Routing squares votes, divides by variances that may be at their floor, and repeats both in each iteration, so that
+single precision (up to 3e38) overflows long before its inputs do, and one infinity makes NaN of all weights. Networks
+that learn stay far within the bound, where nothing changes.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensor = Any
+
+LARGEST = 1e8
+"""Four numbers of this size may be multiplied, and a million such products added up, before float32 overflows."""
+
+
+def bounded(tensor: Tensor) -> Tensor:
+    """Values and gradient within +-`LARGEST`: `bounded_values` and `bounded_gradient`.
+
+    Args:
+        tensor: float, any shape.
+
+    Returns:
+        The same shape and dtype.
+
+    Example:
+        >>> np.array(bounded(np.array([1.5, -1e30])))
+        array([ 1.5e+00, -1.0e+08])
+    """
+    return bounded_gradient(bounded_values(tensor))
+
+
+def bounded_values(tensor: Tensor) -> Tensor:
+    """Clips to +-`LARGEST`; the gradient passes as if it had not, so that a runaway weight finds its way back.
+
+    Args:
+        tensor: float, any shape.
+
+    Returns:
+        The same shape and dtype.
+
+    Example:
+        >>> np.array(bounded_values(np.array([1.5, -1e30])))
+        array([ 1.5e+00, -1.0e+08])
+    """
+    return _clip_values(_read(tensor))
+
+
+def bounded_gradient(tensor: Tensor) -> Tensor:
+    """The tensor itself; its gradient is clipped to +-`LARGEST`.
+
+    Args:
+        tensor: float, any shape.
+
+    Returns:
+        `tensor`.
+
+    Example:
+        >>> np.array(bounded_gradient(np.array([1e30])))
+        array([1.e+30])
+    """
+    return _clip_gradient(_read(tensor))
+
+
+@ops.custom_gradient
+def _clip_values(tensor: Tensor) -> Tensor:
+    def gradient(*arguments, upstream=None):
+        return arguments[0] if upstream is None else upstream
+
+    return ops.clip(tensor, -LARGEST, LARGEST), gradient
+
+
+@ops.custom_gradient
+def _clip_gradient(tensor: Tensor) -> Tensor:
+    def gradient(*arguments, upstream=None):
+        return ops.clip(arguments[0] if upstream is None else upstream, -LARGEST, LARGEST)
+
+    # Not `tensor` itself: on PyTorch a function that hands its input through is no step of the graph.
+    return tensor * 1, gradient
+
+
+def _read(tensor: Tensor) -> Tensor:
+    """A variable's value: TensorFlow wants a function with a gradient of its own to read none itself."""
+    return ops.cast(tensor, keras.backend.standardize_dtype(tensor.dtype))
