@@ -13,7 +13,8 @@ from caps_tf.training.config import NETWORKS, RunConfig
 from caps_tf.training.trainer import Trainer, TrainingData
 
 BATCH, STEPS, CLASSES = 8, 6, 3
-IMAGE, SENTENCE = {"image": (17, 17, 1)}, {"embedding": (None, 2, 8), "mask": (None,)}
+SENTENCE = {"embedding": (None, 2, 8), "mask": (None,)}
+SIDES = {"matrix_capsules": 17, "cnn_baseline": 17, "heinsen_norb": 29, "attention": 32}
 ATTENTION = {
     "backbone": {"output_dim": 8, "kernel_size": 3, "stride": 2, "padding": 1},
     "primary_capsules": {"num_caps": 4, "caps_dim": 4, "kernel_size": 1, "stride": 1, "padding": 0},
@@ -38,7 +39,7 @@ def make_trainer(directory, network, precision, **options):
     config = RunConfig(
         network=network, precision=precision, batch_size=BATCH, epoch=1, jit_compile="off", log_every=1, **sizes, **options
     )
-    features = SENTENCE if network == "heinsen_sst" else {"image": (32, 32, 1)} if network == "attention" else IMAGE
+    features = SENTENCE if network == "heinsen_sst" else {"image": (SIDES[network], SIDES[network], 1)}
 
     def training(epoch, skipped):
         first = batch_of(features, 0)

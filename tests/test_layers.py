@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
-from caps_tf.layers import EMClassCapsules, EMConvCapsules, PrimaryCapsules
+from caps_tf.layers import EMClassCapsules, EMConvCapsules, HeinsenRouting, PrimaryCapsules
+from tests.gradients import gradients
 from tests.layer_checks import run_layer_test
 
 
@@ -66,6 +68,39 @@ def test_coordinate_addition_tells_positions_apart():
         expected = np.zeros((4, 4))
         expected[0, 3], expected[1, 3] = (column + 0.5) / 3, (row + 0.5) / 2
         np.testing.assert_allclose(pose, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make, images",
+    [
+        (lambda **bound: EMConvCapsules(4, 2, beta_a_initializer="zeros", **bound), True),
+        (lambda **bound: EMClassCapsules(4, beta_a_initializer="zeros", **bound), True),
+        (lambda **bound: HeinsenRouting(3, 3, 3, n_inp=24, n_out=4, **bound), False),
+        (lambda **bound: HeinsenRouting(3, 3, 3, n_out=4, **bound), False),
+    ],
+)
+def test_values_and_gradients_do_not_depend_on_how_many_images_have_their_votes_at_once(make, images):
+    rng = np.random.default_rng(0)
+    poses, activations = rng.normal(size=(6, 3, 4, 2, 3, 3)), rng.uniform(size=(6, 3, 4, 2))
+    if not images:
+        poses, activations = poses.reshape(6, 24, 3, 3), activations.reshape(6, 24)
+    inputs = [poses.astype("float32"), activations.astype("float32")]
+    order = slice(None) if images else slice(None, None, -1)  # Heinsen's layer takes scores first
+    layers = [make(votes_at_a_time=1), make(votes_at_a_time=2**30)]
+    for layer in layers:
+        layer.build([value.shape for value in inputs[order]])
+    layers[1].set_weights(layers[0].get_weights())
+
+    def objective(layer):
+        def of(*inputs):
+            outputs = layer(inputs[order])[:2]
+            return sum(ops.sum(ops.sin(ops.cast(ops.arange(ops.size(v)), v.dtype)) * ops.reshape(v, (-1,))) for v in outputs)
+
+        return of
+
+    grouped, at_once = ((layer(tuple(inputs[order])), gradients(objective(layer), *inputs)) for layer in layers)
+    for found, expected in zip((*grouped[0], *grouped[1]), (*at_once[0], *at_once[1]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_routing_stays_in_float32_under_half_precision():

@@ -6,7 +6,8 @@ import keras
 from keras import ops
 
 from caps_tf.layers.precision import routing_dtype
-from caps_tf.routing.heinsen import P_MODELS, StoredVotes, heinsen_routing, heinsen_votes
+from caps_tf.routing.grouping import images_at_a_time, map_groups
+from caps_tf.routing.heinsen import P_MODELS, HeinsenParents, StoredVotes, heinsen_routing, heinsen_votes
 
 Tensor = Any
 
@@ -33,6 +34,8 @@ class HeinsenRouting(keras.layers.Layer):
         symmetry_breaking: with `n_out` None all parents would come out equal; True adds to B a term
             B_brk linspace(-1, 1, n_out), as the published code has done since December 2019.
         return_dict: whether `call` returns a dictionary with the internals.
+        votes_at_a_time: bytes of votes that may exist at the same time, if the batch divides so and one example's
+            votes are no more; less costs time, and so does more than the processor's cache holds.
         **kwargs: arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -74,13 +77,14 @@ class HeinsenRouting(keras.layers.Layer):
         eps: float = 1e-5,
         symmetry_breaking: bool = False,
         return_dict: bool = False,
+        votes_at_a_time: int = 2**22,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.n_inp = None if n_inp == -1 else n_inp
         self.n_out = None if n_out == -1 else n_out
         sizes = {"n_inp": self.n_inp, "n_out": self.n_out, "d_cov": d_cov, "d_inp": d_inp, "d_out": d_out}
-        for name, size in {**sizes, "n_iters": n_iters}.items():
+        for name, size in {**sizes, "n_iters": n_iters, "votes_at_a_time": votes_at_a_time}.items():
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, not {size}")
         if self.n_out == 1:
@@ -96,6 +100,7 @@ class HeinsenRouting(keras.layers.Layer):
         self.eps = eps
         self.symmetry_breaking = symmetry_breaking
         self.return_dict = return_dict
+        self.votes_at_a_time = votes_at_a_time
 
     def build(self, input_shape):
         self._check_children(input_shape)
@@ -131,16 +136,9 @@ class HeinsenRouting(keras.layers.Layer):
         scores = ops.reshape(scores, (-1, ops.shape(scores)[-1]))
         poses = ops.reshape(poses, (-1, *ops.shape(poses)[-3:]))
         kernel, bias = self._kernel_and_bias(self._parents(n_out, ops.shape(scores)[-1]))
-        votes = heinsen_votes(poses, ops.cast(kernel, precision), ops.cast(bias, precision))
-        parents = heinsen_routing(
-            scores,
-            votes,
-            beta_use=ops.cast(self.beta_use, precision),
-            beta_ign=ops.cast(self.beta_ign, precision),
-            n_iters=self.n_iters,
-            p_model=self.p_model,
-            eps=self.eps,
-        )
+        kernel, bias, *betas = (ops.cast(tensor, precision) for tensor in (kernel, bias, self.beta_use, self.beta_ign))
+        kept = len(HeinsenParents._fields) if self.return_dict else 4 if return_R else 3
+        parents = self._route((scores, poses), (kernel, bias, *betas), kept)
 
         def as_given(value: Tensor) -> Tensor:
             """Leading dimensions as they came, [b, ...] to [..., ...], in the compute dtype."""
@@ -151,16 +149,31 @@ class HeinsenRouting(keras.layers.Layer):
 
         outputs = tuple(map(as_given, parents[:3]))
         if self.return_dict:
-            stored = StoredVotes(poses, ops.cast(kernel, precision), ops.cast(bias, precision))
+            stored = StoredVotes(poses, kernel, bias)
             return {
                 **dict(zip(("a_out", "mu_out", "sig2_out"), outputs, strict=True)),
-                "R": children_first(parents.routing_weights),
-                "log_p": children_first(parents.log_likelihoods),
-                "D_use": children_first(parents.used),
-                "D_ign": children_first(parents.ignored),
+                **dict(zip(("R", "log_p", "D_use", "D_ign"), map(children_first, parents[3:]), strict=True)),
                 "V": as_given(ops.transpose(stored.values, (0, 2, 1, 3, 4))),
             }
-        return (*outputs, children_first(parents.routing_weights)) if return_R else outputs
+        return (*outputs, children_first(parents[3])) if return_R else outputs
+
+    def _route(self, children: tuple[Tensor, Tensor], weights: tuple[Tensor, ...], kept: int) -> tuple[Tensor, ...]:
+        """The first `kept` of `HeinsenParents`, for a few examples at a time where all their votes are too many.
+
+        Nothing needs the votes of two examples at once: for the gradient they are made again.
+        """
+
+        def route(scores, poses, kernel, bias, beta_use, beta_ign):
+            votes = heinsen_votes(poses, kernel, bias)
+            return heinsen_routing(scores, votes, beta_use, beta_ign, self.n_iters, self.p_model, self.eps)[:kept]
+
+        batch, n_inp = children[0].shape
+        parents = weights[0].shape[1]
+        if None in (n_inp, parents):
+            return route(*children, *weights)
+        votes = n_inp * parents * self.d_cov * self.d_out
+        examples = images_at_a_time(batch, votes, self.votes_at_a_time)
+        return map_groups(route if examples == batch else keras.remat(route), children, weights, examples)
 
     def _parents(self, n_out: int | None, children: int | Tensor) -> int | Tensor:
         """Number of parents of this call."""
@@ -235,5 +248,5 @@ class HeinsenRouting(keras.layers.Layer):
 
     def get_config(self):
         names = ("d_cov", "d_inp", "d_out", "n_inp", "n_out", "n_iters", "single_beta", "p_model", "eps")
-        names = (*names, "symmetry_breaking", "return_dict")
+        names = (*names, "symmetry_breaking", "return_dict", "votes_at_a_time")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -45,6 +45,7 @@ def heinsen_norb(
     pose_size: int = 4,
     iterations: int = 3,
     weight_reg: float = 0.0,
+    votes_at_a_time: int = 2**22,
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds the coordinate grid, six convolutions, part scores and poses, and two routings.
@@ -61,6 +62,7 @@ def heinsen_norb(
         pose_size: rows and columns of a pose.
         iterations: routing iterations.
         weight_reg: L2 penalty on the kernels of the convolutions.
+        votes_at_a_time: bytes of votes that may exist at the same time, see `HeinsenRouting`.
         dtype: dtype policy of the layers, such as "mixed_bfloat16"; Keras's global policy by default. Routing and
             the result stay in float32.
 
@@ -120,7 +122,10 @@ def heinsen_norb(
     poses = convolution(normalized(x, "poses_norm"), parts * pose_size**2, "poses", **heads)
     scores = keras.layers.Reshape((-1,), dtype=dtype, name="part_scores")(scores)
     poses = keras.layers.Reshape((-1, pose_size, pose_size), dtype=dtype, name="part_poses")(poses)
-    routing = {"d_cov": pose_size, "d_inp": pose_size, "d_out": pose_size, "n_iters": iterations, "dtype": "float32"}
+    routing = {
+        **{"d_cov": pose_size, "d_inp": pose_size, "d_out": pose_size},
+        **{"n_iters": iterations, "votes_at_a_time": votes_at_a_time, "dtype": "float32"},
+    }
     capsules = HeinsenRouting(n_inp=None, n_out=parts, **routing, name="part_capsules")((scores, poses))
     scores, _, _ = HeinsenRouting(n_inp=parts, n_out=num_classes, **routing, name="class_capsules")(capsules[:2])
     return keras.Model(images, scores, name="heinsen_norb")

@@ -38,12 +38,12 @@ def make_model(
     if config.network == "heinsen_sst":
         _, depth, width = _shape_of("embedding", input_shapes, config)
         return models.heinsen_sst(depth, width, num_classes, **routed)
+    bound = {"votes_at_a_time": config.votes_mib * 2**20} if config.votes_mib else {}
     image_shape = _shape_of("image", input_shapes, config)
     if config.network == "cnn_baseline":
         return models.cnn_baseline(image_shape, num_classes, dropout=config.dropout, **regularized)
     if config.network == "heinsen_norb":
-        return models.heinsen_norb(image_shape, num_classes, **routed)
-    bound = {"votes_at_a_time": config.votes_mib * 2**20} if config.votes_mib else {}
+        return models.heinsen_norb(image_shape, num_classes, **routed, **bound)
     if config.network == "attention":
         return models.attention_capsules(
             image_shape,
