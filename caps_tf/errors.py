@@ -6,6 +6,7 @@ its traceback.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -38,6 +39,10 @@ class UserError(ValueError):
     """
 
 
+class ClusterLostError(UserError):
+    """Another worker has gone. The orderly end of a process would wait for it, or complain that it cannot."""
+
+
 def run_script(main: Callable[[list[str]], int | None]) -> None:
     """Runs a script's `main(argv)` under absl, with one line instead of a traceback for a `UserError`.
 
@@ -59,6 +64,10 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
         except UserError as error:
             one_line = " ".join(str(error).split())
             print(f"error: {one_line}", file=sys.stderr)
+            if isinstance(error, ClusterLostError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(1)
             return 1
         except MemoryError:
             print("error: out of memory: lower --batch_size, or use a machine with more", file=sys.stderr)

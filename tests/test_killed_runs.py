@@ -79,6 +79,8 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_if_unbroken(storage, reco
     rng.shuffle(kinds)
     half_written = 0
     with Run(storage, "killed", *FLAGS, f"--epoch={epochs}") as run:
+        run.start()
+        stop_by_sigterm(run, 1)
         for number, kind in enumerate(kinds):
             run.start()
             spread = (number + 1) * epochs * STEPS_PER_EPOCH // (len(kinds) + 2)
@@ -91,8 +93,6 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_if_unbroken(storage, reco
                 half_written += run.kill_while_writing()
             else:
                 run.kill_after_step(spread, delay=rng.uniform(0.0, 0.1))
-        run.start()
-        stop_by_sigterm(run, 0)
         run.start()
         run.end()
     assert half_written > 0

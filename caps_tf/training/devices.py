@@ -7,17 +7,20 @@ import tensorflow as tf
 
 from caps_tf.errors import UserError
 
-
 SLURM_PORTS = 20_000
 """The first of 20,000 ports, from which the number of the job chooses."""
+
+MOST_TASKS = 1024
+"""Tasks of one host that are told apart."""
 
 
 def make_strategy(num_devices: int, cluster: str = "tf_config") -> tf.distribute.Strategy:
     """Makes the distribution strategy of a run. Call it before any other use of TensorFlow.
 
     With TF_CONFIG in the environment, or as tasks of a SLURM job step, each host runs this program and they train
-    together (MultiWorkerMirroredStrategy) on all GPUs that they see. Otherwise `num_devices` GPUs of this machine share the work (MirroredStrategy);
-    on a machine without GPUs, that many logical devices of its CPU do, which is how distribution is tested.
+    together (MultiWorkerMirroredStrategy) on all GPUs that they see. Otherwise `num_devices` GPUs of this machine share
+    the work (MirroredStrategy); on a machine without GPUs, that many logical devices of its CPU do, which is how
+    distribution is tested.
 
     Args:
         num_devices: GPUs (or logical CPU devices) of this machine.
@@ -46,13 +49,20 @@ def make_strategy(num_devices: int, cluster: str = "tf_config") -> tf.distribute
 
 
 def _slurm_resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
-    # Which task sees which GPU is srun's business (--gpus-per-task).
     job = int(os.environ.get("SLURM_JOB_ID", 0))
-    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        port_base=SLURM_PORTS + job % 20_000, gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False
+    # It gives each task a GPU or counts no task at all. Which task sees which is srun's business (--gpus-per-task), so
+    # only hosts, ports and the number of this task are taken from it.
+    slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=SLURM_PORTS + job % 20_000, gpus_per_node=MOST_TASKS, gpus_per_task=1, auto_set_gpu=False
     )
-    resolver.cluster_spec()  # which also finds out which task this is
-    return resolver
+    tasks = slurm.cluster_spec()  # which also finds out which task this is
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tasks,
+        task_type=slurm.task_type,
+        task_id=slurm.task_id,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
 
 
 def _join(

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from caps_tf.errors import UserError
+from caps_tf.errors import ClusterLostError, UserError
 from caps_tf.training.devices import num_processes
 
 
@@ -35,7 +35,7 @@ def explained(strategy: tf.distribute.Strategy, find_damage: Callable[[], str | 
         if damage := find_damage():
             raise UserError(damage) from error
         if num_processes(strategy) > 1:
-            raise UserError(
+            raise ClusterLostError(
                 f"another worker of the cluster has gone ({type(error).__name__}): start all of them again with "
                 "--load_dir, they go on from the newest checkpoint"
             ) from error
