@@ -117,11 +117,14 @@ def main(argv: list[str]) -> None:
     from caps_tf.training.data import make_training_data
     from caps_tf.training.devices import describe_devices, is_chief, make_strategy
     from caps_tf.training.failures import explained
+    from caps_tf.training.memory import check_memory
     from caps_tf.training.trainer import Trainer
 
     strategy = make_strategy(config.num_gpus, config.cluster)
-    keras.utils.set_random_seed(config.seed)
     data = make_training_data(config)
+    if config.check_memory:
+        check_memory(config, data, strategy)
+    keras.utils.set_random_seed(config.seed)
     with ExitStack() as stack:
         stack.enter_context(explained(strategy, data.find_damage))
         claims = is_chief(strategy)

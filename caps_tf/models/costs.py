@@ -58,6 +58,11 @@ class Cost(NamedTuple):
     step_bytes: int
     votes: int
 
+    @property
+    def array_bytes(self) -> int:
+        """Of all votes, were they stored, and of what layers read and write."""
+        return BYTES * self.votes + self.forward_bytes
+
 
 def count_costs(model: keras.Model, batch: int) -> Cost:
     """Counts what a functional model costs.

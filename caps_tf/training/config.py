@@ -164,6 +164,10 @@ class RunConfig:
     precision: str = _option("float32", "devices", "dtype policy; routing stays in float32", PRECISIONS)
     jit_compile: str = _option("auto", "devices", "compile the step with XLA; auto: on for a single device", SWITCH)
 
+    check_memory: bool = _option(
+        True, "devices", "refuse a run whose training step needs more memory than is free (--nocheck_memory tries it)"
+    )
+
     name: str = _option("", "run", "name of the run: logs/<dataset>/<date>_<name>")
     log_every: int = _option(50, "run", "steps between two lines of the log")
     checkpoint_every: int = _option(0, "run", "steps between two checkpoints, 0 for one an epoch")
