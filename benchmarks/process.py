@@ -1,0 +1,78 @@
+"""What this process, this machine and this checkout are: memory, processor, versions, commit."""
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def peak_mib(of_children: bool = False) -> float:
+    """The most memory that this process, or any child that it waited for, held at a time, by getrusage."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def held_mib() -> float:
+    """What is in memory now; where the system does not tell, what the most was."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+    except OSError:
+        return peak_mib()
+
+
+def forget_peak() -> bool:
+    """Starts counting the peak anew, on Linux; returns whether that worked."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def busy_seconds() -> float | None:
+    """Seconds that the processors of this machine have worked since it started; None where the system does not tell."""
+    try:
+        ticks = [int(number) for number in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = ticks
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def children_seconds() -> float:
+    """Seconds that processors have worked for processes that this one waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, versions, and the commit that was measured ("+" for changes on top of it)."""
+    try:
+        [model, *_] = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except (OSError, ValueError):
+        model = platform.processor() or platform.machine()
+    packages = ("tensorflow", "jax", "torch", "keras", "numpy")
+    versions = [f"python {platform.python_version()}"]
+    for name in packages:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "machine": f"{model}, {os.cpu_count()} cores",
+        "versions": ", ".join(versions),
+    }
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""

@@ -1,0 +1,186 @@
+"""Steps of training and of evaluation as functions of a batch of arrays, on the Keras backend at hand.
+
+On TensorFlow they are the trainer's and the tester's own. A step returns the loss as a number, so that all of it is done.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+from keras import ops
+
+from benchmarks.networks import Network
+
+Arrays = Mapping[str, np.ndarray]
+Step = Callable[[Arrays], float]
+
+
+def make_step(network: Network, kind: str, batch: int, precision: str = "float32", jit_compile: str = "auto") -> Step:
+    """Makes a step of the kind "step" or "forward".
+
+    Args:
+        network: what is run.
+        kind: "step" takes one of training, "forward" scores a batch.
+        batch: examples in a batch.
+        precision: policy that the network was built with.
+        jit_compile: as train_val.py's flag; other backends than TensorFlow do as they always do.
+    """
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        return _tensorflow_step(network, batch, precision, jit_compile) if kind == "step" else _tensorflow_forward(network)
+    if backend == "jax":
+        return (_jax_step if kind == "step" else _jax_forward)(network)
+    return (_torch_step if kind == "step" else _torch_forward)(network)
+
+
+def device_peak_mib() -> float | None:
+    """The most memory of an accelerator that was in use; None without one, or where the backend does not tell."""
+    backend = keras.config.backend()
+    peak = None
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    elif backend == "jax":
+        import jax
+
+        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    else:
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return peak and peak / 2**20
+
+
+def _tensorflow_step(network, batch, precision, jit_compile):
+    import tensorflow as tf
+
+    from caps_tf.training.config import RunConfig
+    from caps_tf.training.factories import use_jit
+    from caps_tf.training.regime import make_optimizer
+    from caps_tf.training.steps import make_train_step
+
+    config = RunConfig(batch_size=batch, precision=precision, jit_compile=jit_compile)
+    strategy = tf.distribute.get_strategy()
+    optimizer = make_optimizer(config, steps_per_epoch=1000)
+    optimizer.build(network.model.trainable_variables)
+    train_step = make_train_step(
+        strategy, network.model, optimizer, _of_margin(network), batch, use_jit(config, strategy)
+    )
+    margin = tf.constant(0.2)
+
+    def step(arrays):
+        return float(train_step({name: tf.constant(value) for name, value in arrays.items()}, margin).loss)
+
+    return step
+
+
+def _tensorflow_forward(network):
+    import tensorflow as tf
+
+    from caps_tf.training.factories import capsule_outputs
+    from caps_tf.training.steps import make_scorer
+
+    # What the tester asks of a network: scores, and the poses of the class capsules.
+    class_poses = [poses for poses, _ in capsule_outputs(network.model).values()][-1:]
+    model = keras.Model(network.model.input, [network.model.output, *class_poses])
+    score = make_scorer(tf.distribute.get_strategy(), model, _of_margin(network))
+
+    def step(arrays):
+        batch = tf.data.Dataset.from_tensors({**arrays, "weight": np.ones(len(arrays["label"]), np.float32)})
+        [scored] = score(batch, 0.2)
+        return float(scored.losses.mean())
+
+    return step
+
+
+def _of_margin(network):
+    return lambda labels, scores, margin: network.loss(labels, scores)
+
+
+def _split(network, arrays):
+    inputs = {tensor.name: ops.convert_to_tensor(arrays[tensor.name]) for tensor in network.model.inputs}
+    labels = ops.convert_to_tensor(arrays["label"])
+    return (next(iter(inputs.values())) if len(inputs) == 1 else inputs), labels
+
+
+def _optimizer(model):
+    optimizer = keras.optimizers.Adam(3e-3)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def _jax_step(network):
+    import jax
+
+    model, optimizer = network.model, _optimizer(network.model)
+
+    def objective(trainable, others, inputs, labels):
+        scores, others, penalties = model.stateless_call(trainable, others, inputs, training=True, return_losses=True)
+        loss = ops.mean(network.loss(labels, scores))
+        return loss + sum(penalties), (loss, others)
+
+    # The old state's memory becomes the new one's.
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(state, inputs, labels):
+        trainable, others, slots = state
+        (_, (loss, others)), gradients = jax.value_and_grad(objective, has_aux=True)(trainable, others, inputs, labels)
+        trainable, slots = optimizer.stateless_apply(slots, gradients, trainable)
+        return (trainable, others, slots), loss
+
+    variables = model.trainable_variables, model.non_trainable_variables, optimizer.variables
+    state = tuple([ops.copy(variable.value) for variable in group] for group in variables)
+
+    def step(arrays):
+        nonlocal state
+        state, loss = jax.block_until_ready(advance(state, *_split(network, arrays)))
+        return float(loss)
+
+    return step
+
+
+def _jax_forward(network):
+    import jax
+
+    model = network.model
+
+    @jax.jit
+    def score(trainable, others, inputs, labels):
+        scores, _ = model.stateless_call(trainable, others, inputs, training=False)
+        return scores, ops.mean(network.loss(labels, scores))
+
+    state = [[variable.value for variable in group] for group in (model.trainable_variables, model.non_trainable_variables)]
+    return lambda arrays: float(jax.block_until_ready(score(*state, *_split(network, arrays)))[1])
+
+
+def _torch_step(network):
+    import torch
+
+    model, optimizer = network.model, _optimizer(network.model)
+
+    def step(arrays):
+        inputs, labels = _split(network, arrays)
+        model.zero_grad()
+        loss = ops.mean(network.loss(labels, model(inputs, training=True)))
+        (loss + sum(model.losses)).backward()
+        gradients = [variable.value.grad for variable in model.trainable_variables]
+        with torch.no_grad():
+            optimizer.apply(gradients, model.trainable_variables)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return float(loss)
+
+    return step
+
+
+def _torch_forward(network):
+    import torch
+
+    def step(arrays):
+        inputs, labels = _split(network, arrays)
+        with torch.no_grad():
+            return float(ops.mean(network.loss(labels, network.model(inputs, training=False))))
+
+    return step
