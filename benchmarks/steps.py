@@ -28,7 +28,7 @@ def make_step(network: Network, kind: str, batch: int, precision: str = "float32
     """
     backend = keras.config.backend()
     if backend == "tensorflow":
-        return _tensorflow_step(network, batch, precision, jit_compile) if kind == "step" else _tensorflow_forward(network)
+        return (_tensorflow_step if kind == "step" else _tensorflow_forward)(network, batch, precision, jit_compile)
     if backend == "jax":
         return (_jax_step if kind == "step" else _jax_forward)(network)
     return (_torch_step if kind == "step" else _torch_forward)(network)
@@ -69,24 +69,27 @@ def _tensorflow_step(network, batch, precision, jit_compile):
     train_step = make_train_step(
         strategy, network.model, optimizer, _of_margin(network), batch, use_jit(config, strategy)
     )
-    margin = tf.constant(0.2)
+    margin, stop = tf.constant(0.2), tf.constant(0.0)
 
     def step(arrays):
-        return float(train_step({name: tf.constant(value) for name, value in arrays.items()}, margin).loss)
+        return float(train_step({name: tf.constant(value) for name, value in arrays.items()}, margin, stop).loss)
 
     return step
 
 
-def _tensorflow_forward(network):
+def _tensorflow_forward(network, batch, precision, jit_compile):
     import tensorflow as tf
 
-    from caps_tf.training.factories import capsule_outputs
+    from caps_tf.training.config import RunConfig
+    from caps_tf.training.factories import capsule_outputs, use_jit
     from caps_tf.training.steps import make_scorer
 
     # What the tester asks of a network: scores, and the poses of the class capsules.
     class_poses = [poses for poses, _ in capsule_outputs(network.model).values()][-1:]
     model = keras.Model(network.model.input, [network.model.output, *class_poses])
-    score = make_scorer(tf.distribute.get_strategy(), model, _of_margin(network))
+    config = RunConfig(batch_size=batch, precision=precision, jit_compile=jit_compile)
+    strategy = tf.distribute.get_strategy()
+    score = make_scorer(strategy, model, _of_margin(network), use_jit(config, strategy))
 
     def step(arrays):
         batch = tf.data.Dataset.from_tensors({**arrays, "weight": np.ones(len(arrays["label"]), np.float32)})
