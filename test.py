@@ -14,6 +14,7 @@ from absl import flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its start-up chatter
 
 from caps_tf.errors import UserError, run_script
+from caps_tf.limits import check_address_space
 from caps_tf.training.config import CLUSTERS, RunConfig, load_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "directory that train_val.py wrote: logs/<dataset>/<date>_<name>")
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> None:
     config = resolve_config()
     directory = Path(LOAD_DIR.value)
 
+    check_address_space()
     # TensorFlow takes seconds to start: only once the flags are known to be good.
     from caps_tf.evaluation.report import write_report
     from caps_tf.evaluation.training_log import read_log

@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is impor
 
 from caps_tf.errors import UserError, run_script
 from caps_tf.files import locked
+from caps_tf.limits import check_address_space
 from caps_tf.training.config import RunConfig, load_params, save_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "continue the run in this directory, with its parameters")
@@ -111,6 +112,7 @@ def main(argv: list[str]) -> None:
     directory = make_run_directory(config)
     train_directory = directory / "train"
 
+    check_address_space()
     # TensorFlow takes seconds to start: only once the flags are known to be good.
     import keras
 

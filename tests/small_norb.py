@@ -1,6 +1,7 @@
 """A tiny data set in the NORB format whose categories a network can learn in seconds, and scripts run on it."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,11 @@ def write_small_norb(directory, size=(24, 24), elevations=(0, 1, 8), azimuths=(0
             norb_format.write_matrix(directory / f"{prefix}-{split}-{kind}.mat", array)
 
 
-def run_script(script, *flags, check=True, environment=None, timeout=300):
-    """Runs a script of the project as its user would; returns the finished process with its output as text."""
+def run_script(script, *flags, check=True, environment=None, limits=(), timeout=300):
+    """Runs a script of the project as its user would; returns the finished process with its output as text.
+
+    `limits` are pairs of one of resource's RLIMIT_* and what it allows.
+    """
     process = subprocess.run(
         [sys.executable, script, *flags],
         cwd=ROOT,
@@ -44,6 +48,7 @@ def run_script(script, *flags, check=True, environment=None, timeout=300):
         capture_output=True,
         text=True,
         timeout=timeout,
+        preexec_fn=lambda: [resource.setrlimit(kind, (size, size)) for kind, size in limits],
     )
     if check and process.returncode != 0:
         raise AssertionError(f"{script} {' '.join(flags)} failed:\n{process.stdout}\n{process.stderr[-4000:]}")

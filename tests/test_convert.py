@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import math
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -184,12 +185,8 @@ def test_too_little_disk_space_is_told_before_anything_is_written(tmp_path):
 
 def test_a_write_that_fails_is_one_line_and_leaves_nothing_half_written(tmp_path):
     write_norb(tmp_path, size=(96, 96))
-    limited = (
-        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (99999, 99999)); "
-        "os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    command = ("-c", limited, sys.executable, CONVERT, f"--storage={tmp_path}", "--encoding=raw", "--num_shards=2")
-    expect_one_line(run_script(*command, check=False), "File too large")
+    flags, limits = (f"--storage={tmp_path}", "--encoding=raw", "--num_shards=2"), [(resource.RLIMIT_FSIZE, 99999)]
+    expect_one_line(run_script(CONVERT, *flags, check=False, limits=limits), "File too large")
     output = tmp_path / "data" / "smallNORB" / "tfrecord"
     assert [path.name for path in output.iterdir()] == ["conversion.json"]
 

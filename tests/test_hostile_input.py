@@ -468,3 +468,19 @@ def test_a_storage_that_is_a_file_is_one_line(tmp_path, storage, record_property
     process = run_script("train_val.py", *TINY, "--network=cnn_baseline", f"--storage={tmp_path}", check=False)
     expect_one_line(process, str(tmp_path / "logs"), "cannot be written")
     record_property("inputs refused", 1)
+
+
+@pytest.mark.parametrize("script", ["train_val.py", "test.py"])
+def test_an_address_space_too_small_for_tensorflow_is_one_line(tmp_path, script, record_property):
+    save_params(RunConfig(), tmp_path / "train" / "params.json")
+    flags, limits = [f"--load_dir={tmp_path}"], [(resource.RLIMIT_AS, 2 * 10**9)]
+    expect_one_line(run_script(script, *flags, check=False, limits=limits), "2.0 GB of address space", "ulimit -v")
+    record_property("inputs refused", 1)
+
+
+def test_a_step_beyond_the_address_space_is_one_line_before_anything_is_written(storage, record_property):
+    flags, limits = [f"--storage={storage}", *TINY, "--B=300", "--C=300"], [(resource.RLIMIT_AS, 7 * 10**9)]
+    before = sorted(storage.rglob("*"))
+    expect_one_line(run_script("train_val.py", *flags, check=False, limits=limits), "GB are free", "lower --batch_size")
+    assert sorted(storage.rglob("*")) == before
+    record_property("inputs refused", 1)

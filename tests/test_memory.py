@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 
+from caps_tf import limits
 from caps_tf.errors import UserError
 from caps_tf.training import memory
 from caps_tf.training.config import RunConfig
@@ -48,10 +49,10 @@ def test_where_the_system_tells_nothing_every_run_may_start(monkeypatch):
 
 
 def test_the_control_group_limits_what_is_available(tmp_path, monkeypatch):
-    machine = memory.available_memory()
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    machine = limits.available_memory()
+    monkeypatch.setattr(limits, "CGROUP", tmp_path)
     (tmp_path / "memory.stat").write_text("anon 300\nfile 9000\n")
     (tmp_path / "memory.max").write_text("1000\n")
-    assert memory.available_memory() == 700
+    assert limits.available_memory() == 700
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available_memory() == pytest.approx(machine, rel=0.5)
+    assert limits.available_memory() == pytest.approx(machine, rel=0.5)

@@ -1,11 +1,10 @@
 """Whether a training step fits into memory, found out before a run starts."""
 
-from pathlib import Path
-
 import keras
 import tensorflow as tf
 
 from caps_tf.errors import UserError
+from caps_tf.limits import available_memory
 from caps_tf.models.costs import count_costs
 from caps_tf.training.config import RunConfig
 from caps_tf.training.factories import make_model
@@ -17,27 +16,6 @@ benchmarks/results.csv, where the batch is large. Networks that are not named he
 
 STARTUP = 6 * 10**8
 """Bytes that XLA, threads and batches that wait take, whatever the network."""
-
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def available_memory() -> int | None:
-    """Bytes that this process can still get: the machine's, or its control group's if that allows less.
-
-    None where the system does not tell.
-    """
-    limits = []
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError):
-        pass
-    try:
-        used = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        limits.append(int((CGROUP / "memory.max").read_text()) - int(used["anon"]))
-    except (OSError, KeyError, ValueError):  # no control group, or "max"
-        pass
-    return min(limits, default=None)
 
 
 def estimate_memory(model: keras.Model, network: str, batch_size: int) -> int:
