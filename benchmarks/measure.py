@@ -73,15 +73,14 @@ def measure_network(row: Row, settings: Settings) -> dict[str, object]:
     """Median time of a step, peak memory, compile time, and what the step must at least cost.
 
     `before_mib` is what the process held before the network was made, Keras and its backend imported. `peak_mib` is the
-    most that it ever held, compiling included; `peak_of_steps_mib` the most during the steps after the first, and `held`
-    what of that came after `before_mib`, as `caps_tf.training.memory.HELD` counts it.
+    most that it ever held, compiling included; `peak_of_steps_mib` the most during the steps after the first.
     """
     import keras
     import numpy as np
 
     from benchmarks.networks import NETWORKS, random_batch
     from benchmarks.steps import device_peak_mib, make_step
-    from caps_tf.models.costs import count_costs
+    from caps_tf.models.costs import count_costs, estimate_memory
 
     keras.ops.zeros(())
     before = held_mib()
@@ -118,18 +117,8 @@ def measure_network(row: Row, settings: Settings) -> dict[str, object]:
         "peak_mib": round(max(peak, peak_mib()), 1),
         "peak_of_steps_mib": round(peak_mib(), 1) if counts_anew else "",
         "before_mib": round(before, 1),
-        "held": _held(peak_mib() - before, costs.array_bytes) if counts_anew else "",
+        "estimated_mib": round(estimate_memory(network.model, row.batch) / 2**20, 1) if trains else "",
         "device_peak_mib": "" if device_peak is None else round(device_peak, 1),
         "multiplications": costs.step if trains else costs.forward,
         "bytes": costs.step_bytes if trains else costs.forward_bytes,
     }
-
-
-def _held(mib: float, array_bytes: int) -> float | str:
-    import keras
-
-    if keras.config.backend() != "tensorflow":
-        return ""
-    from caps_tf.training.memory import STARTUP
-
-    return round((mib * 2**20 - STARTUP) / array_bytes, 2)

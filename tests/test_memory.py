@@ -5,32 +5,34 @@ import tensorflow as tf
 
 from caps_tf import limits
 from caps_tf.errors import UserError
+from caps_tf.models.costs import estimate_memory
 from caps_tf.training import memory
 from caps_tf.training.config import RunConfig
 from caps_tf.training.factories import make_model
 from caps_tf.training.trainer import TrainingData
 
 SMALL = {"A": 4, "B": 2, "C": 3, "D": 3, "batch_size": 64}
-DATA = TrainingData({"image": (20, 20, 1), "embedding": (None, 3, 8)}, 5, 1, None, None)
+IMAGES = TrainingData({"image": (20, 20, 1)}, 5, 1, None, None)
+SENTENCES = TrainingData({"embedding": (None, 3, 8), "mask": (None,)}, 5, 1, None, None)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model(RunConfig(**SMALL), DATA.input_shapes, DATA.num_classes)
+    return make_model(RunConfig(**SMALL), IMAGES.input_shapes, IMAGES.num_classes)
 
 
-def check(**options):
-    memory.check_memory(RunConfig(**{**SMALL, **options}), DATA, tf.distribute.get_strategy())
+def check(data=IMAGES, **options):
+    memory.check_memory(RunConfig(**{**SMALL, **options}), data, tf.distribute.get_strategy())
 
 
 def test_the_estimate_grows_linearly_in_the_batch(model):
-    one, two, three = (memory.estimate_memory(model, "matrix_capsules", batch) for batch in (640, 1280, 1920))
+    one, two, three = (estimate_memory(model, batch) for batch in (640, 1280, 1920))
     assert two - one > 640 * 20 * 20 * 4
     assert three - two == pytest.approx(two - one, rel=0.01)
 
 
 def test_a_step_that_does_not_fit_is_refused_with_what_to_lower_and_one_that_fits_is_not(model, monkeypatch):
-    needed = memory.estimate_memory(model, "matrix_capsules", 64)
+    needed = estimate_memory(model, 64)
     monkeypatch.setattr(memory, "available_memory", lambda: needed)
     check()
     monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
@@ -40,7 +42,7 @@ def test_a_step_that_does_not_fit_is_refused_with_what_to_lower_and_one_that_fit
 
 def test_sentences_have_any_length_and_may_start(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 0)
-    check(network="heinsen_sst", dataset="sst2")
+    check(SENTENCES, network="heinsen_sst", dataset="sst2")
 
 
 def test_where_the_system_tells_nothing_every_run_may_start(monkeypatch):

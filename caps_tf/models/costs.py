@@ -40,6 +40,14 @@ BYTES = 4
 WEIGHT_ACCESSES = 10
 """Of each weight in a training step: two reads, its gradient written and read, and Adam's three read and written."""
 
+# Fitted to what networks were measured to hold, rounded up: benchmarks/README.md.
+STARTUP = 10**9
+"""Bytes that XLA takes to compile a step, threads, and batches that wait, whatever the network."""
+LAYERS_HELD = 3
+"""How many times what its layers read and write a step holds at the most: activations, gradients, transposed copies."""
+VOTES_HELD = 10
+"""How many times one example's votes in the largest layer a step holds: votes, deviations, their gradients."""
+
 
 class Cost(NamedTuple):
     """What a network costs.
@@ -50,6 +58,7 @@ class Cost(NamedTuple):
         forward_bytes: bytes that the forward pass must move.
         step_bytes: bytes that a training step must move.
         votes: elements of all votes, were they stored.
+        largest_votes: elements of one example's votes in the layer that has most of them.
     """
 
     forward: int
@@ -57,11 +66,7 @@ class Cost(NamedTuple):
     forward_bytes: int
     step_bytes: int
     votes: int
-
-    @property
-    def array_bytes(self) -> int:
-        """Of all votes, were they stored, and of what layers read and write."""
-        return BYTES * self.votes + self.forward_bytes
+    largest_votes: int
 
 
 def count_costs(model: keras.Model, batch: int) -> Cost:
@@ -85,7 +90,8 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
         >>> cost.step > 2 * cost.forward
         True
     """
-    forward = step = forward_bytes = step_bytes = votes = 0
+    forward = step = forward_bytes = step_bytes = 0
+    votes = [0]
     reads_no_weights: set[int] = set()
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
@@ -106,13 +112,33 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
         forward_bytes += BYTES * (read + written + weights)
         step_bytes += BYTES * (read * (2 if first else 3) + 2 * written + WEIGHT_ACCESSES * weights)
         votes += layer_votes
-    return Cost(forward, step, forward_bytes, step_bytes, votes)
+    return Cost(forward, step, forward_bytes, step_bytes, sum(votes), max(votes) // batch)
+
+
+def estimate_memory(model: keras.Model, batch_size: int) -> int:
+    """Bytes that training needs beyond what the process holds before, roughly.
+
+    Args:
+        model: the network; all shapes but the batch's known.
+        batch_size: examples in a batch.
+
+    Raises:
+        ValueError: if a shape is not known.
+
+    Example:
+        >>> from caps_tf.models import matrix_capsules
+        >>> model = matrix_capsules((32, 32, 1), num_classes=5)
+        >>> estimate_memory(model, 256) > estimate_memory(model, 64) > 10**9
+        True
+    """
+    costs = count_costs(model, batch_size)
+    return STARTUP + LAYERS_HELD * costs.forward_bytes + VOTES_HELD * BYTES * costs.largest_votes
 
 
 def _count_layer(
     layer: keras.Layer, inputs: list[Shape], outputs: list[Shape], batch: int
-) -> tuple[int, int, int] | None:
-    """What the forward pass multiplies with the layer's input and within the layer, and the elements of its votes.
+) -> tuple[int, int, list[int]] | None:
+    """What the forward pass multiplies with the layer's input and within the layer, and the elements of all its votes.
 
     None for a layer that contracts nothing.
     """
@@ -139,16 +165,16 @@ def _known(shape: Shape, batch: int, layer: keras.Layer) -> Shape:
 
 def _convolution(layer, inputs, outputs):
     [[*_, channels]], [output] = inputs, outputs
-    return math.prod(output) * channels * math.prod(layer.kernel_size), 0, 0
+    return math.prod(output) * channels * math.prod(layer.kernel_size), 0, []
 
 
 def _dense(layer, inputs, outputs):
-    return math.prod(inputs[0]) * layer.units, 0, 0
+    return math.prod(inputs[0]) * layer.units, 0, []
 
 
 def _primary(layer, inputs, outputs):
     [[*_, channels]] = inputs
-    return sum(map(math.prod, outputs)) * channels * layer.kernel_size**2, 0, 0
+    return sum(map(math.prod, outputs)) * channels * layer.kernel_size**2, 0, []
 
 
 def _em(layer, inputs, outputs):
@@ -157,7 +183,7 @@ def _em(layer, inputs, outputs):
     # Convolutional capsules have a kernel; class capsules see all children.
     kernel = getattr(layer, "kernel_size", (rows_below, columns_below))
     votes = math.prod(poses) * math.prod(kernel) * child_types
-    return votes * columns, votes * _in_routing(layer.iterations), votes
+    return votes * columns, votes * _in_routing(layer.iterations), [votes]
 
 
 def _in_routing(iterations: int) -> int:
@@ -173,7 +199,7 @@ def _heinsen(layer, inputs, outputs):
     if layer.n_inp is None:
         moments = columns + columns * (columns + 1) // 2
         least = min(least, (pairs * rows * moments * (2 * layer.n_iters - 1), 0), key=sum)
-    return *least, votes
+    return *least, [votes]
 
 
 def _vectors(layer, inputs, outputs):
@@ -181,7 +207,7 @@ def _vectors(layer, inputs, outputs):
     examples, combined, judged = math.prod(batch), layer.n_iters, layer.n_iters - 1
     with_input = examples * (i * d + (combined + judged) * i * j * d)
     within = examples * (combined * (j * d + j * d * e) + judged * (j * e * d + j * d))
-    return with_input, within, 0  # the efficient form has no votes
+    return with_input, within, []  # the efficient form has no votes
 
 
 def _stack(stack, inputs, outputs):
@@ -206,7 +232,7 @@ def _stack(stack, inputs, outputs):
     # The weight of a layer turns the y columns of a child's pose into votes.
     with_input = sum(sizes[number] * layers[number].kernel.shape[-2] for number, _ in voted)
     within = sum(2 * sizes[number] for number, _, routed in steps if routed)
-    return with_input, within, sum(sizes)
+    return with_input, within, sizes
 
 
 def _attention_votes(layer: AttentionCapsules, children: Shape) -> int:
