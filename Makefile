@@ -11,7 +11,7 @@ BACKEND_TESTS := tests/test_em_routing.py tests/test_heinsen_routing.py tests/te
   tests/test_finite_routing.py
 
 CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py cluster.py half_precision.py growth.py \
-  download.py norb_format.py convert.py import_weights.py)
+  download.py norb_format.py convert.py import_weights.py memory.py finite_routing.py)
 
 .PHONY: demo test test-backends test-jax test-torch campaign install clean
 
