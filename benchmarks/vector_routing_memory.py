@@ -1,6 +1,6 @@
 """Peak memory of one training step of vector routing as the number of input vectors grows.
 
-    python benchmarks/vector_routing_memory.py
+    python -m benchmarks.vector_routing_memory
 
 One JSON line for each number of inputs, each measured in a process of its own, and all of them in a CSV file. A step is
 forward and backward, with the gradients of the input and of all weights. `step_mib` is the peak above what the process
@@ -11,33 +11,19 @@ import argparse
 import csv
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.process import ROOT, describe_machine, held_mib, peak_mib
 
 HERE = Path(__file__).resolve().parent
 STEPS = 3
 
 
-def peak_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def held_mib() -> float:
-    """What is in memory now; where the system does not tell, what the most was."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
-    except OSError:
-        return peak_mib()
-
-
 def measure(n_inp: int, n_out: int, d_inp: int, d_out: int) -> dict:
     """Runs the steps in this process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.path.insert(0, str(HERE.parent))
     import numpy as np
     import tensorflow as tf
 
@@ -78,12 +64,6 @@ def measure(n_inp: int, n_out: int, d_inp: int, d_out: int) -> dict:
     }
 
 
-def where_measured() -> dict:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
-    return {"commit": commit.stdout.strip(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n_inp", type=int, nargs="+", default=[1_000, 10_000, 100_000])
@@ -100,9 +80,9 @@ def main() -> None:
     rows = []
     for n_inp in arguments.n_inp:
         options = [f"--{name}={size}" for name, size in zip(("n_out", "d_inp", "d_out"), sizes, strict=True)]
-        command = [sys.executable, __file__, "--child", f"--n_inp={n_inp}", *options]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows.append({**json.loads(output), **where_measured()})
+        command = [sys.executable, "-m", "benchmarks.vector_routing_memory", "--child", f"--n_inp={n_inp}", *options]
+        output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+        rows.append({**json.loads(output), **describe_machine()})
         print(json.dumps(rows[-1]), flush=True)
     with open(arguments.output, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
