@@ -46,8 +46,11 @@ def test_heinsen_norb_learns_with_plain_keras_and_reloads(tmp_path):
     model = heinsen_norb((30, 30, 1), 2, channels=8, parts=4)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"])
-    history = model.fit(images, labels, batch_size=16, epochs=20, verbose=0)
-    assert max(history.history["accuracy"]) > 0.9  # it stays at 1/2 for one to ten epochs, whichever weights it began with
+    accuracy = epochs = 0
+    while accuracy < 0.9 and epochs < 60:  # it stays near 1/2 for one to twenty epochs, whichever weights it began with
+        [accuracy] = model.fit(images, labels, batch_size=16, verbose=0).history["accuracy"]
+        epochs += 1
+    assert accuracy >= 0.9
     model.save(tmp_path / "heinsen.keras")
     loaded = keras.saving.load_model(tmp_path / "heinsen.keras")
     np.testing.assert_allclose(loaded(images), model(images), rtol=1e-4, atol=1e-5)
