@@ -26,7 +26,6 @@ def test_unconverted_data_names_the_command_to_run(tmp_path):
         (["--image_size=99"], ["99"]),
         (["--image_size=wide"], ["--image_size", "wide"]),
         (["--batch_size=100000"], ["--batch_size"]),
-        (["--batch_size=240", "--B=300", "--C=300"], ["GB", "--batch_size", "--nocheck_memory"]),
         (["--batch_size=0"], ["batch_size must be positive"]),
         (["--val_prop=1.5"], ["val_prop"]),
         (["--mode=test"], ["--mode no longer exists", "test.py"]),
