@@ -1,6 +1,8 @@
 """Settings that must be in place before TensorFlow starts: quiet logs, two logical devices for distribution."""
 
 import os
+import signal
+import threading
 from collections import Counter
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,6 +21,11 @@ if keras.config.backend() == "torch":
         return plain_array(tensor.detach(), dtype)
 
     torch.Tensor.__array__ = detached_array
+
+
+# A shell has what it starts in the background ignore Ctrl-C, and processes inherit that; those of the tests must not.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
