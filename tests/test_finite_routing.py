@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from keras import ops
 
 from caps_tf.routing.em import em_routing
-from caps_tf.routing.heinsen import P_MODELS, heinsen_routing, heinsen_votes
+from caps_tf.routing.heinsen import P_MODELS, heinsen_routing, votes_form
 from caps_tf.routing.heinsen_vectors import VectorRoutingWeights, efficient_vector_routing
 from caps_tf.routing.inverted_attention import first_parents, next_parents, routing_weights
 from caps_tf.routing.neighbourhood import Neighbourhood
-from caps_tf.routing.votes import pose_columns, votes_of_children, weight_rows
+from caps_tf.routing.votes import pose_columns, vote_weights, votes_of_children
 from tests.gradients import gradients
 
 KINDS = ("random", "zeros", "all equal", "equal children", "one outlier")
@@ -92,7 +92,7 @@ def test_em_routing_is_finite_for_any_finite_input(examples):
 
         def route(poses, weights, beta_u, beta_a, activations):
             gathered = ops.reshape(fields.gather(poses), (-1, k * i, d, d))
-            votes = votes_of_children(pose_columns(gathered), weight_rows(weights))
+            votes = votes_of_children(pose_columns(gathered), vote_weights(weights))
             votes = ops.reshape(votes, (-1, p, q, j, d * d, k, i))
             return em_routing(votes, fields.gather(activations), beta_u, beta_a, fields, n_iters)
 
@@ -108,11 +108,12 @@ def test_heinsen_routing_is_finite_for_any_finite_input(examples):
         x, y, z = pose
         weighing, judging = 1 if shared else i, 1 if shared_beta else i
         inputs = data.draw(
-            tensors((batch, i), (batch, i, x, y), (weighing, j, y, z), (weighing, j, x, z), (judging, j), (judging, j))
+            tensors((batch, i), (batch, i, x, y), (weighing, j, y, z), (weighing, j, x, z), (j, judging), (j, judging))
         )
 
         def route(scores, poses, kernel, bias, beta_use, beta_ign):
-            return heinsen_routing(scores, heinsen_votes(poses, kernel, bias), beta_use, beta_ign, n_iters, p_model)
+            votes = votes_form(kernel, bias).of(poses, kernel, bias)
+            return heinsen_routing(scores, votes, beta_use, beta_ign, n_iters, p_model)
 
         assert_finite(route, inputs)
 

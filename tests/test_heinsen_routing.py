@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 from caps_tf.layers import HeinsenRouting
-from caps_tf.routing.heinsen import SharedVotes, StoredVotes, heinsen_routing, heinsen_votes
+from caps_tf.routing.heinsen import SharedVotes, StoredSharedVotes, heinsen_routing, votes_form
 from tests import heinsen_reference
 from tests.gradients import gradients
 from tests.layer_checks import run_layer_test
@@ -103,8 +103,8 @@ def random_case(seed, children=6, parents=3, shared=False, size=(4, 4, 4), batch
 
 def route(case, dtype="float32", **arguments):
     case = {name: array.astype(dtype) for name, array in case.items()}
-    votes = heinsen_votes(case["poses"], case["W"], case["B"])
-    return heinsen_routing(case["scores"], votes, case["beta_use"], case["beta_ign"], **arguments)
+    votes = votes_form(case["W"], case["B"]).of(case["poses"], case["W"], case["B"])
+    return heinsen_routing(case["scores"], votes, case["beta_use"].T, case["beta_ign"].T, **arguments)
 
 
 @pytest.mark.skipif(WITHOUT_FLOAT64, reason="no float64")
@@ -129,8 +129,8 @@ def test_votes_that_are_not_stored_are_the_stored_ones_even_where_they_agree():
     poses = (10.0 + 1e-3 * rng.normal(size=(2, 40, 4, 4))).astype("float32")
     kernel, bias = (rng.normal(size=(1, 3, 4, 4)).astype("float32") for _ in range(2))
     weights = np.full((2, 3, 40), 1 / 40, "float32")
-    shared = SharedVotes(poses, kernel, bias)
-    exact = StoredVotes(*(array.astype("float64") for array in (poses, kernel, bias)))
+    shared = SharedVotes.of(poses, kernel, bias)
+    exact = StoredSharedVotes.of(*(array.astype("float64") for array in (poses, kernel, bias)))
     mean, variance = exact.fit(weights.astype("float64"))
     np.testing.assert_allclose(shared.fit(weights)[1], variance, rtol=1e-4)
     distance = exact.squared_distance(mean, 1 / variance)
@@ -185,8 +185,8 @@ def test_a_hidden_child_changes_nothing_and_children_all_hidden_give_finite_grad
     single = {name: array.astype("float32") for name, array in case.items()}
 
     def objective(poses, W):
-        votes = heinsen_votes(poses, W, single["B"])
-        parents = heinsen_routing(single["scores"], votes, single["beta_use"], single["beta_ign"])
+        votes = votes_form(W, single["B"]).of(poses, W, single["B"])
+        parents = heinsen_routing(single["scores"], votes, single["beta_use"].T, single["beta_ign"].T)
         return ops.sum(parents.scores) + ops.sum(parents.poses) + ops.sum(parents.variances)
 
     for gradient in gradients(objective, single["poses"], single["W"]):

@@ -9,7 +9,7 @@ from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.em import em_routing
 from caps_tf.routing.grouping import images_at_a_time, map_groups
 from caps_tf.routing.neighbourhood import Neighbourhood
-from caps_tf.routing.votes import coordinate_offsets, pose_columns, votes_of_children, weight_rows
+from caps_tf.routing.votes import VoteWeights, coordinate_offsets, pose_columns, vote_weights, votes_of_children
 
 
 class EMCapsules(keras.layers.Layer):
@@ -84,23 +84,21 @@ class EMCapsules(keras.layers.Layer):
         b, p, q, k, i = ops.shape(activations)
         *pose_shape, capsules = *poses.shape[-2:], self.capsules
         columns = pose_columns(ops.reshape(poses, (b, p * q, k * i, *pose_shape)))
-        weights = (
-            *weight_rows(ops.cast(kernel, precision)),
-            *(ops.cast(beta, precision)[:, 0] for beta in (self.beta_u, self.beta_a)),
-        )
+        by_child, rows = vote_weights(ops.cast(kernel, precision))
+        betas = [ops.cast(beta, precision)[:, 0] for beta in (self.beta_u, self.beta_a)]
         size = len(columns)
 
         def route(*tensors):
-            columns, activations, rows = tensors[:size], tensors[size], tensors[size + 1 : -2]
+            columns, (activations, beta_u, beta_a, by_child), rows = tensors[:size], tensors[size:-size], tensors[-size:]
             columns = [ops.reshape(column, (-1, *column.shape[2:])) for column in columns]
-            votes = votes_of_children(columns, rows)
+            votes = votes_of_children(columns, VoteWeights(by_child, rows))
             if offsets is not None:
                 votes = votes + ops.cast(offsets, precision)
             parents = em_routing(
                 ops.reshape(votes, (-1, p, q, capsules, votes.shape[2], k, i)),
                 activations,
-                beta_u=tensors[-2],
-                beta_a=tensors[-1],
+                beta_u=beta_u,
+                beta_a=beta_a,
                 neighbourhood=neighbourhood,
                 iterations=self.iterations,
                 final_lambda=self.final_lambda,
@@ -110,7 +108,7 @@ class EMCapsules(keras.layers.Layer):
 
         elements = p * q * k * i * capsules * pose_shape[0] * kernel.shape[-1]
         images = images_at_a_time(poses.shape[0], elements, self.votes_at_a_time)
-        found = map_groups(keras.remat(route), (*columns, activations), weights, images)
+        found = map_groups(keras.remat(route), (*columns, activations), (*betas, by_child, *rows), images)
         return tuple(ops.cast(value, self.compute_dtype) for value in found)
 
     def get_config(self):

@@ -7,7 +7,7 @@ from keras import ops
 
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.grouping import images_at_a_time, map_groups
-from caps_tf.routing.heinsen import P_MODELS, HeinsenParents, StoredVotes, heinsen_routing, heinsen_votes
+from caps_tf.routing.heinsen import P_MODELS, HeinsenParents, StoredSharedVotes, StoredVotes, heinsen_routing, votes_form
 
 Tensor = Any
 
@@ -138,7 +138,7 @@ class HeinsenRouting(keras.layers.Layer):
         kernel, bias = self._kernel_and_bias(self._parents(n_out, ops.shape(scores)[-1]))
         kernel, bias, *betas = (ops.cast(tensor, precision) for tensor in (kernel, bias, self.beta_use, self.beta_ign))
         kept = len(HeinsenParents._fields) if self.return_dict else 4 if return_R else 3
-        parents = self._route((scores, poses), (kernel, bias, *betas), kept)
+        parents = self._route(scores, poses, (kernel, bias, *betas), kept)
 
         def as_given(value: Tensor) -> Tensor:
             """Leading dimensions as they came, [b, ...] to [..., ...], in the compute dtype."""
@@ -149,31 +149,37 @@ class HeinsenRouting(keras.layers.Layer):
 
         outputs = tuple(map(as_given, parents[:3]))
         if self.return_dict:
-            stored = StoredVotes(poses, kernel, bias)
+            stored = StoredSharedVotes if kernel.shape[0] == 1 else StoredVotes
+            votes = ops.transpose(stored.of(poses, kernel, bias).values, (0, 3, 1, 2))
             return {
                 **dict(zip(("a_out", "mu_out", "sig2_out"), outputs, strict=True)),
                 **dict(zip(("R", "log_p", "D_use", "D_ign"), map(children_first, parents[3:]), strict=True)),
-                "V": as_given(ops.transpose(stored.values, (0, 2, 1, 3, 4))),
+                "V": as_given(ops.reshape(votes, (*ops.shape(votes)[:3], self.d_cov, self.d_out))),
             }
         return (*outputs, children_first(parents[3])) if return_R else outputs
 
-    def _route(self, children: tuple[Tensor, Tensor], weights: tuple[Tensor, ...], kept: int) -> tuple[Tensor, ...]:
+    def _route(self, scores: Tensor, poses: Tensor, weights: tuple[Tensor, ...], kept: int) -> tuple[Tensor, ...]:
         """The first `kept` of `HeinsenParents`, for a few examples at a time where all their votes are too many.
 
         Nothing needs the votes of two examples at once: for the gradient they are made again.
         """
+        kernel, bias, *betas = weights
+        form = votes_form(kernel, bias)
+        of_examples, of_weights = form.lay_out(poses, kernel, bias)
+        size = len(of_examples)
 
-        def route(scores, poses, kernel, bias, beta_use, beta_ign):
-            votes = heinsen_votes(poses, kernel, bias)
+        def route(scores, *tensors):
+            *of_weights, beta_use, beta_ign = tensors[size:]
+            votes = form(tensors[:size], of_weights)
             return heinsen_routing(scores, votes, beta_use, beta_ign, self.n_iters, self.p_model, self.eps)[:kept]
 
-        batch, n_inp = children[0].shape
-        parents = weights[0].shape[1]
+        grouped, shared = (scores, *of_examples), (*of_weights, *map(ops.transpose, betas))
+        batch, n_inp, parents = *scores.shape, kernel.shape[1]
         if None in (n_inp, parents):
-            return route(*children, *weights)
+            return route(*grouped, *shared)
         votes = n_inp * parents * self.d_cov * self.d_out
         examples = images_at_a_time(batch, votes, self.votes_at_a_time)
-        return map_groups(route if examples == batch else keras.remat(route), children, weights, examples)
+        return map_groups(route if examples == batch else keras.remat(route), grouped, shared, examples)
 
     def _parents(self, n_out: int | None, children: int | Tensor) -> int | Tensor:
         """Number of parents of this call."""

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from caps_tf.routing.bounds import bounded_gradient, bounded_values
+from caps_tf.routing.gaussian import mean_and_variance, squared_distance
 from caps_tf.routing.neighbourhood import Neighbourhood
 
 Tensor = Any
@@ -95,7 +96,7 @@ def m_step(
     parent_types, pose_size, children = votes.shape[1:]
     data = ops.sum(weights, axis=-1)
     share = bounded_gradient(weights / (data + epsilon)[..., None])
-    moments = bounded_gradient(_mean_and_variance(share, votes))
+    moments = bounded_gradient(mean_and_variance(share, votes))
     mu, variance = moments[0], moments[1] + VARIANCE_FLOOR
     cost = pose_size * beta_u + 0.5 * ops.sum(ops.log(variance), axis=-1)
     cost = cost * data * (100.0 * parent_types / children)
@@ -115,47 +116,8 @@ def log_likelihood(votes: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
     Returns:
         [n, j, c].
     """
-    distance = _squared_distance(votes, mu, 0.5 / variance)
+    distance = squared_distance(votes, mu, 0.5 / variance)
     return -distance - 0.5 * ops.sum(ops.log(2.0 * np.pi * variance), axis=-1)[..., None]
-
-
-# The two passes over all votes. Their gradients are written out because the gradient of an einsum is another einsum:
-# each would lay out a tensor as large as the votes, where a compiler makes one loop of what follows.
-
-
-@ops.custom_gradient
-def _mean_and_variance(share: Tensor, votes: Tensor) -> Tensor:
-    """sum_c share V and sum_c share (V - mean)^2 for share [n, j, c] and votes [n, j, d, c]: [2, n, j, d]."""
-    mean = ops.einsum("njc,njdc->njd", share, votes)
-    deviation = votes - mean[..., None]
-    variance = ops.einsum("njc,njdc->njd", share, ops.square(deviation))
-
-    def gradient(*arguments, upstream=None):
-        arriving = arguments[0] if upstream is None else upstream
-        to_mean, to_variance = arriving[0], arriving[1]
-        # Shares sum to a little less than 1, or to 0 where no child is active: the variance depends on the mean.
-        rest = 1.0 - ops.sum(share, axis=-1)
-        to_mean = to_mean - 2.0 * to_variance * mean * rest[..., None]
-        to_share = ops.einsum("njdc,njd->njc", votes, to_mean)
-        to_share = to_share + ops.einsum("njdc,njd->njc", ops.square(deviation), to_variance)
-        return to_share, share[:, :, None] * (to_mean[..., None] + deviation * (2.0 * to_variance)[..., None])
-
-    return ops.stack((mean, variance)), gradient
-
-
-@ops.custom_gradient
-def _squared_distance(votes: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
-    """sum_d precision (V - mean)^2 for votes [n, j, d, c], mean and precision [n, j, d]: [n, j, c]."""
-    deviation = votes - mean[..., None]
-    distance = ops.einsum("njdc,njd->njc", ops.square(deviation), precision)
-
-    def gradient(*arguments, upstream=None):
-        arriving = arguments[0] if upstream is None else upstream
-        to_mean = -2.0 * precision * ops.einsum("njc,njdc->njd", arriving, deviation)
-        to_precision = ops.einsum("njc,njdc->njd", arriving, ops.square(deviation))
-        return arriving[:, :, None] * (deviation * (2.0 * precision)[..., None]), to_mean, to_precision
-
-    return distance, gradient
 
 
 def softmax_over_parents(logits: Tensor, neighbourhood: Neighbourhood) -> Tensor:

@@ -6,13 +6,18 @@ ignored, an M-step computes each parent's score from the net benefit of using ra
 Gaussian to the used votes.
 """
 
-from typing import Any, NamedTuple, Protocol
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from caps_tf.routing.bounds import bounded_gradient, bounded_values
+from caps_tf.routing.gaussian import mean_and_variance, squared_distance
+from caps_tf.routing.votes import VoteWeights, pose_columns, vote_weights, votes_of_children
 
 Tensor = Any
 
@@ -44,8 +49,15 @@ class HeinsenParents(NamedTuple):
     ignored: Tensor
 
 
-class Votes(Protocol):
-    """What routing asks of the votes V [b, j, i, x, z] of children i for parents j, whether or not they are stored.
+class Votes(ABC):
+    """What routing asks of the votes V_ij = mu_i W_ij + B_ij of children i for parents j, whether or not they are stored.
+
+    Made in two steps, so that weights are laid out once where a few examples at a time are routed: the tensors that
+    `lay_out` returns, or a few examples of them, make votes.
+
+    Args:
+        of_examples: tensors [b, ...].
+        of_weights: tensors that all examples share.
 
     Attributes:
         parents: number of parents J.
@@ -53,48 +65,96 @@ class Votes(Protocol):
 
     parents: int | Tensor
 
+    @abstractmethod
+    def __init__(self, of_examples: Sequence[Tensor], of_weights: Sequence[Tensor]):
+        pass
+
+    @staticmethod
+    @abstractmethod
+    def lay_out(poses: Tensor, kernel: Tensor, bias: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What votes are made of, `of_examples` and `of_weights`.
+
+        Args:
+            poses: mu, child poses, [b, i, x, y].
+            kernel: W, [i or 1, j, y, z]; 1 where all children share their weights.
+            bias: B, [i or 1, j, x, z].
+        """
+
+    @classmethod
+    def of(cls, poses: Tensor, kernel: Tensor, bias: Tensor) -> "Votes":
+        """The votes of all examples."""
+        return cls(*cls.lay_out(poses, kernel, bias))
+
+    @abstractmethod
     def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Mean sum_i w V and variance sum_i w (V - mean)^2 for weights w [b, j, i]: both [b, j, x, z]."""
 
+    @abstractmethod
     def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
         """sum_xz precision (V - mean)^2 for mean and precision [b, j, x, z]: [b, j, i]."""
 
 
-class StoredVotes:
-    """Votes as one tensor.
+class StoredVotes(Votes):
+    """Votes of children with weights of their own, as one tensor, children last.
 
-    Args:
-        poses: child poses, [b, i, x, y].
-        kernel: W, [i or 1, j, y, z]; 1 where all children share their weights.
-        bias: B, [i or 1, j, x, z].
+    Attributes:
+        values: [b, j, d, i]; d = x z reads a vote row by row.
 
     Example:
         >>> ones = np.ones
-        >>> votes = StoredVotes(ones((2, 7, 4, 3)), ones((7, 5, 3, 2)), ones((7, 5, 4, 2)))
-        >>> tuple(votes.values.shape), float(votes.values[0, 0, 0, 0, 0])
-        ((2, 5, 7, 4, 2), 4.0)
+        >>> votes = StoredVotes.of(ones((2, 7, 4, 3)), ones((7, 5, 3, 2)), ones((7, 5, 4, 2)))
+        >>> tuple(votes.values.shape), float(votes.values[0, 0, 0, 0])
+        ((2, 5, 8, 7), 4.0)
     """
 
-    def __init__(self, poses: Tensor, kernel: Tensor, bias: Tensor):
-        poses, kernel, bias = map(bounded_values, (poses, kernel, bias))
-        if kernel.shape[0] == 1:
-            votes = ops.einsum("bixy,jyz->bjixz", poses, kernel[0])
-        else:
-            votes = ops.einsum("bixy,ijyz->bjixz", poses, kernel)
-        self.values = bounded_values(votes + ops.transpose(bias, (1, 0, 2, 3)))
-        self.parents = ops.shape(bias)[1]
+    def __init__(self, of_examples, of_weights):
+        bias, by_child, *rows = of_weights
+        votes = votes_of_children(of_examples, VoteWeights(by_child, tuple(rows)))
+        self._add(bias, votes)
+
+    @staticmethod
+    def lay_out(poses, kernel, bias):
+        by_child, rows = vote_weights(kernel)
+        return pose_columns(poses), (ops.transpose(bounded_values(bias), (1, 2, 3, 0)), by_child, *rows)
+
+    def _add(self, bias: Tensor, votes: Tensor) -> None:
+        """Votes [b, j, d, i] and their bias [j, x, z, i or 1]."""
+        self.parents, *self._pose_shape, children = ops.shape(bias)
+        self.values = bounded_values(votes + ops.reshape(bias, (self.parents, -1, children)))
 
     def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        mean = ops.einsum("bji,bjixz->bjxz", weights, self.values)
-        deviation = self.values - mean[:, :, None]
-        return mean, ops.einsum("bji,bjixz->bjxz", weights, ops.square(deviation))
+        moments = mean_and_variance(weights, self.values)
+        moments = ops.reshape(moments, (2, -1, self.parents, *self._pose_shape))
+        return moments[0], moments[1]
 
     def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
-        deviation = self.values - mean[:, :, None]
-        return ops.einsum("bjixz,bjxz->bji", ops.square(deviation), precision)
+        in_a_row = (-1, self.parents, math.prod(self._pose_shape))
+        return squared_distance(self.values, ops.reshape(mean, in_a_row), ops.reshape(precision, in_a_row))
 
 
-class SharedVotes:
+class StoredSharedVotes(StoredVotes):
+    """Votes of children that share their weights, as one tensor.
+
+    Example:
+        >>> ones = np.ones
+        >>> votes = StoredSharedVotes.of(ones((2, 7, 4, 3)), ones((1, 5, 3, 2)), ones((1, 5, 4, 2)))
+        >>> tuple(votes.values.shape), float(votes.values[0, 0, 0, 0])
+        ((2, 5, 8, 7), 4.0)
+    """
+
+    def __init__(self, of_examples, of_weights):
+        [poses], [bias, kernel] = of_examples, of_weights
+        votes = ops.einsum("bixy,jyz->bjxzi", poses, kernel)
+        b, j, x, z, i = ops.shape(votes)
+        self._add(bias, ops.reshape(votes, (b, j, x * z, i)))
+
+    @staticmethod
+    def lay_out(poses, kernel, bias):
+        poses, kernel, bias = map(bounded_values, (poses, kernel, bias))
+        return (poses,), (ops.transpose(bias, (1, 2, 3, 0)), kernel[0])
+
+
+class SharedVotes(Votes):
     """Votes of children that share their weights, never stored: V = mu W_j + B_j.
 
     A weighted sum of votes is the weighted sum of the poses times W_j, and a squared distance is a quadratic form in
@@ -102,33 +162,33 @@ class SharedVotes:
     the elements y of each pose row x and their products y y'. The expanded squares cancel where votes agree, so they
     are carried in float64.
 
-    Args:
-        poses: child poses, [b, i, x, y].
-        kernel: W, [1, j, y, z].
-        bias: B, [1, j, x, z].
-
     Example:
         >>> rng = np.random.default_rng(0)
         >>> arguments = rng.normal(size=(2, 30, 4, 4)), rng.normal(size=(1, 5, 4, 4)), rng.normal(size=(1, 5, 4, 4))
         >>> weights = np.full((2, 5, 30), 1 / 30)
-        >>> stored, shared = (votes(*arguments).fit(weights)[1] for votes in (StoredVotes, SharedVotes))
+        >>> stored, shared = (votes.of(*arguments).fit(weights)[1] for votes in (StoredSharedVotes, SharedVotes))
         >>> bool(ops.max(ops.abs(stored - shared)) < 1e-12)
         True
     """
 
-    def __init__(self, poses: Tensor, kernel: Tensor, bias: Tensor):
+    def __init__(self, of_examples, of_weights):
+        [poses], [kernel, bias] = of_examples, of_weights
         self._dtype = keras.backend.standardize_dtype(poses.dtype)
-        poses, kernel, bias = (
-            bounded_gradient(ops.cast(bounded_values(value), "float64")) for value in (poses, kernel, bias)
+        poses, self._kernel, self._bias = (
+            bounded_gradient(ops.cast(value, "float64")) for value in (poses, kernel, bias)
         )
-        self._kernel, self._bias = kernel[0], bias[0]
         self._size = poses.shape[-1]
         # Products y <= y' once: those off the diagonal stand for two.
         self._first, self._second = np.triu_indices(self._size)
         self._times = ops.convert_to_tensor(np.where(self._first == self._second, 1.0, 2.0), dtype="float64")
         products = ops.take(poses, self._first, axis=-1) * ops.take(poses, self._second, axis=-1)
         self._moments = ops.concatenate([poses, products], axis=-1)
-        self.parents = ops.shape(bias)[1]
+        self.parents = ops.shape(bias)[0]
+
+    @staticmethod
+    def lay_out(poses, kernel, bias):
+        poses, kernel, bias = map(bounded_values, (poses, kernel, bias))
+        return (poses,), (kernel[0], bias[0])
 
     def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         weights = ops.cast(weights, "float64")
@@ -160,25 +220,27 @@ class SharedVotes:
         return products * self._times[:, None]
 
 
-def heinsen_votes(poses: Tensor, kernel: Tensor, bias: Tensor) -> Votes:
-    """The form of votes V_ij = mu_i W_ij + B_ij that moves fewer bytes.
+def votes_form(kernel: Tensor, bias: Tensor) -> type[Votes]:
+    """The form of votes that moves fewer bytes.
 
     Args:
-        poses: child poses, [b, i, x, y].
         kernel: W, [i or 1, j, y, z]; 1 where all children share their weights.
         bias: B, [i or 1, j, x, z].
 
     Returns:
-        `SharedVotes` where weights are shared, poses are small and the backend has float64, else `StoredVotes`.
+        `SharedVotes` where weights are shared, poses are small and the backend has float64, else votes that are stored.
 
     Example:
-        >>> heinsen_votes(np.ones((1, 30, 4, 4)), np.ones((1, 5, 4, 4)), np.ones((1, 5, 4, 4))).__class__.__name__
+        >>> votes_form(np.ones((1, 5, 4, 4)), np.ones((1, 5, 4, 4))).__name__
         'SharedVotes'
     """
+    if kernel.shape[0] != 1:
+        return StoredVotes
     size_in, size_out = kernel.shape[-2:]
     moments = size_in + size_in * (size_in + 1) // 2
-    shared = kernel.shape[0] == 1 and bias.shape[0] == 1 and moments <= 4 * size_out
-    return (SharedVotes if shared and _has_float64() else StoredVotes)(poses, kernel, bias)
+    if bias.shape[0] == 1 and moments <= 4 * size_out and _has_float64():
+        return SharedVotes
+    return StoredSharedVotes
 
 
 def _has_float64() -> bool:
@@ -212,9 +274,9 @@ def heinsen_routing(
 
     Args:
         scores: a_inp, child scores, [b, i], any real number; minus infinity hides a child.
-        votes: what each child predicts for each parent, from `heinsen_votes`.
-        beta_use: benefit of using a child's data, [i or 1, j or 1].
-        beta_ign: cost of ignoring it, [i or 1, j or 1].
+        votes: what each child predicts for each parent.
+        beta_use: benefit of using a child's data, [j or 1, i or 1].
+        beta_ign: cost of ignoring it, [j or 1, i or 1].
         n_iters: iterations, at least 1.
         p_model: "gaussian" or "skm".
         eps: keeps divisions and variances above zero.
@@ -226,8 +288,8 @@ def heinsen_routing(
         ValueError: if `n_iters` is less than 1 or `p_model` is unknown.
 
     Example:
-        >>> votes = heinsen_votes(np.ones((2, 7, 4, 4)), np.ones((7, 5, 4, 4)), np.zeros((7, 5, 4, 4)))
-        >>> parents = heinsen_routing(np.zeros((2, 7)), votes, np.ones((7, 5)), np.ones((7, 5)))
+        >>> votes = StoredVotes.of(np.ones((2, 7, 4, 4)), np.ones((7, 5, 4, 4)), np.zeros((7, 5, 4, 4)))
+        >>> parents = heinsen_routing(np.zeros((2, 7)), votes, np.ones((5, 7)), np.ones((5, 7)))
         >>> tuple(parents.scores.shape), tuple(parents.poses.shape)
         ((2, 5), (2, 5, 4, 4))
     """
@@ -238,8 +300,8 @@ def heinsen_routing(
     active = ops.sigmoid(scores)[:, None]
     # What ignoring everything would cost; using data turns their cost into benefit.
     beta_use, beta_ign = bounded_values(beta_use), bounded_values(beta_ign)
-    benefit = ops.transpose(beta_use + beta_ign)
-    cost_of_ignoring_all = ops.sum(active * ops.transpose(beta_ign), axis=-1)
+    benefit = beta_use + beta_ign
+    cost_of_ignoring_all = ops.sum(active * beta_ign, axis=-1)
     log_likelihoods = ops.zeros_like(active) + ops.zeros((1, votes.parents, 1), dtype=active.dtype)
     routing_weights = ops.ones_like(log_likelihoods) / ops.cast(votes.parents, active.dtype)
     for iteration in range(n_iters):

@@ -8,7 +8,7 @@ children in a row are what a processor's vector units want.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -30,57 +30,71 @@ def pose_columns(poses: Tensor) -> tuple[Tensor, ...]:
     return tuple(ops.swapaxes(poses[..., y], -1, -2) for y in range(poses.shape[-1]))
 
 
-def weight_rows(weights: Tensor) -> tuple[Tensor, ...]:
-    """The rows of weight matrices, children last: [c, j, y, z] to one [j, z, c] for each y.
+class VoteWeights(NamedTuple):
+    """Weights of votes, laid out once for a loop that goes through a few images at a time.
+
+    Attributes:
+        by_child: [c, y, j z], what the gradient reads and flows to.
+        rows: the rows of the weight matrices, children last: for each y [j, z, c]. The same numbers, without gradient.
+    """
+
+    by_child: Tensor
+    rows: tuple[Tensor, ...]
+
+
+def vote_weights(weights: Tensor) -> VoteWeights:
+    """Lays out weights [c, j, y, z].
 
     Example:
-        >>> rows = weight_rows(np.ones((72, 16, 3, 4)))
-        >>> len(rows), tuple(rows[0].shape)
-        (3, (16, 4, 72))
+        >>> by_child, rows = vote_weights(np.ones((72, 16, 3, 4)))
+        >>> tuple(by_child.shape), len(rows), tuple(rows[0].shape)
+        ((72, 3, 64), 3, (16, 4, 72))
     """
     weights = bounded_values(weights)
-    return tuple(ops.transpose(weights[:, :, y], (1, 2, 0)) for y in range(weights.shape[2]))
+    c, j, y, z = ops.shape(weights)
+    rows = ops.stop_gradient(weights)
+    rows = tuple(ops.transpose(rows[:, :, row], (1, 2, 0)) for row in range(y))
+    return VoteWeights(ops.reshape(ops.transpose(weights, (0, 2, 1, 3)), (c, y, j * z)), rows)
 
 
-def votes_of_children(columns: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+def votes_of_children(columns: Sequence[Tensor], weights: VoteWeights) -> Tensor:
     """Votes V = M W of each child for each parent type, pose elements before children.
 
     Args:
         columns: the children's poses M by column, from `pose_columns`: for each y [n, x, c].
-        rows: their weights W by row, from `weight_rows`: for each y [j, z, c].
+        weights: their weights W, from `vote_weights`.
 
     Returns:
         [n, j, d, c]; d = x z reads a vote row by row.
 
     Example:
         >>> poses, weights = np.ones((2, 72, 4, 4)), np.ones((72, 16, 4, 4))
-        >>> tuple(votes_of_children(pose_columns(poses), weight_rows(weights)).shape)
+        >>> tuple(votes_of_children(pose_columns(poses), vote_weights(weights)).shape)
         (2, 16, 16, 72)
     """
-    return _votes(*columns, *rows)
+    return _votes(weights.by_child, *columns, *weights.rows)
 
 
 @ops.custom_gradient
-def _votes(*columns_and_rows: Tensor) -> Tensor:
+def _votes(by_child: Tensor, *columns_and_rows: Tensor) -> Tensor:
     """`votes_of_children`, with a gradient that is two matrix products for each child."""
     size = len(columns_and_rows) // 2
     columns, rows = columns_and_rows[:size], columns_and_rows[size:]
     votes = sum(
         column[:, None, :, None] * row[None, :, None] for column, row in zip(columns, rows, strict=True)
     )
-    n, j, x, z, c = (*ops.shape(votes)[:1], *votes.shape[1:])
+    n, j, x, z, c = ops.shape(votes)
 
     def gradient(*arguments, upstream=None):
         arriving = arguments[0] if upstream is None else upstream
-        by_child = ops.transpose(ops.reshape(arriving, (n, j, x, z, c)), (4, 0, 2, 1, 3))
-        by_child = ops.reshape(by_child, (c, -1, j * z))
-        weights = ops.reshape(ops.transpose(ops.stack(rows), (3, 1, 2, 0)), (c, j * z, size))
-        poses = ops.reshape(ops.transpose(ops.stack(columns), (3, 1, 2, 0)), (c, -1, size))
-        # Axes here: child, row of its pose at a parent position (n x), element of the weight (j z), y.
-        to_poses = ops.reshape(ops.einsum("crw,cwy->cry", by_child, weights), (c, n, x, size))
-        to_weights = ops.reshape(ops.einsum("cry,crw->cyw", poses, by_child), (c, size, j, z))
-        to_poses, to_weights = ops.transpose(to_poses, (3, 1, 2, 0)), ops.transpose(to_weights, (1, 2, 3, 0))
-        return tuple(to_poses[y] for y in range(size)) + tuple(to_weights[y] for y in range(size))
+        # Axes here: child c, row r of its pose at a parent position (n x), y, element w of the weight (j z).
+        arriving = ops.transpose(ops.reshape(arriving, (n, j, x, z, c)), (4, 0, 2, 1, 3))
+        arriving = ops.reshape(arriving, (c, n * x, j * z))
+        poses = ops.reshape(ops.transpose(ops.stack(columns), (3, 0, 1, 2)), (c, size, n * x))
+        to_poses = ops.reshape(ops.einsum("crw,cyw->cry", arriving, by_child), (c, n, x, size))
+        to_poses = ops.transpose(to_poses, (3, 1, 2, 0))
+        to_weights = ops.einsum("cyr,crw->cyw", poses, arriving)
+        return to_weights, *(to_poses[y] for y in range(size)), *(ops.zeros_like(row) for row in rows)
 
     return ops.reshape(votes, (n, j, x * z, c)), gradient
 

@@ -114,8 +114,8 @@ class RunConfig:
     votes_mib: int = _option(
         0,
         "network",
-        "matrix_capsules, attention: MiB of votes that a layer holds at a time; 0: what suits a CPU's cache, 4 and 16; "
-        "raise it on an accelerator",
+        "matrix_capsules, heinsen_norb, attention: MiB of votes that a layer holds at a time; 0: what suits a CPU's "
+        "cache, 4, 4 and 16; raise it on an accelerator",
     )
 
     batch_size: int = _option(64, "optimisation", "examples in a step, over all devices and hosts together")

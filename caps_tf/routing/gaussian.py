@@ -1,0 +1,87 @@
+"""The two passes over all votes of routing that fits a Gaussian to each parent's votes.
+
+EM routing (Hinton et al. 2018) and Heinsen's routing (2019) both alternate between the weighted mean and variance of the
+votes that a parent got, and the distance of each vote from the mean in units of that variance.
+
+Children come last, so that each pass runs along hundreds of them. The gradients are written out because the gradient of
+an einsum is another einsum: each would lay out a tensor as large as the votes, where a compiler makes one loop of what
+follows.
+"""
+
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+
+def mean_and_variance(share: Tensor, votes: Tensor) -> Tensor:
+    """Mean sum_c share V and variance sum_c share (V - mean)^2 of each parent's votes.
+
+    Args:
+        share: [n, j, c], how much of a parent's data is of each child; sums to 1 over c, or to less.
+        votes: [n, j, d, c].
+
+    Returns:
+        [2, n, j, d]: means, then variances.
+
+    Example:
+        >>> votes = np.array([1.0, 3.0]).reshape(1, 1, 1, 2)
+        >>> np.array(mean_and_variance(np.full((1, 1, 2), 0.5), votes)).ravel()
+        array([2., 1.])
+    """
+    return _mean_and_variance(ops.convert_to_tensor(share), ops.convert_to_tensor(votes))
+
+
+def squared_distance(votes: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """sum_d precision (V - mean)^2, how far each vote lies from its parent.
+
+    Args:
+        votes: [n, j, d, c].
+        mean: [n, j, d].
+        precision: [n, j, d], what a squared difference counts.
+
+    Returns:
+        [n, j, c].
+
+    Example:
+        >>> votes = np.array([1.0, 3.0]).reshape(1, 1, 1, 2)
+        >>> np.array(squared_distance(votes, np.full((1, 1, 1), 2.0), np.full((1, 1, 1), 0.5))).ravel()
+        array([0.5, 0.5])
+    """
+    return _squared_distance(*map(ops.convert_to_tensor, (votes, mean, precision)))
+
+
+@ops.custom_gradient
+def _mean_and_variance(share: Tensor, votes: Tensor) -> Tensor:
+    """sum_c share V and sum_c share (V - mean)^2 for share [n, j, c] and votes [n, j, d, c]: [2, n, j, d]."""
+    mean = ops.einsum("njc,njdc->njd", share, votes)
+    deviation = votes - mean[..., None]
+    variance = ops.einsum("njc,njdc->njd", share, ops.square(deviation))
+
+    def gradient(*arguments, upstream=None):
+        arriving = arguments[0] if upstream is None else upstream
+        to_mean, to_variance = arriving[0], arriving[1]
+        # Shares sum to a little less than 1, or to 0 where no child is active: the variance depends on the mean.
+        rest = 1.0 - ops.sum(share, axis=-1)
+        to_mean = to_mean - 2.0 * to_variance * mean * rest[..., None]
+        to_share = ops.einsum("njdc,njd->njc", votes, to_mean)
+        to_share = to_share + ops.einsum("njdc,njd->njc", ops.square(deviation), to_variance)
+        return to_share, share[:, :, None] * (to_mean[..., None] + deviation * (2.0 * to_variance)[..., None])
+
+    return ops.stack((mean, variance)), gradient
+
+
+@ops.custom_gradient
+def _squared_distance(votes: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """sum_d precision (V - mean)^2 for votes [n, j, d, c], mean and precision [n, j, d]: [n, j, c]."""
+    deviation = votes - mean[..., None]
+    distance = ops.einsum("njdc,njd->njc", ops.square(deviation), precision)
+
+    def gradient(*arguments, upstream=None):
+        arriving = arguments[0] if upstream is None else upstream
+        to_mean = -2.0 * precision * ops.einsum("njc,njdc->njd", arriving, deviation)
+        to_precision = ops.einsum("njc,njdc->njd", arriving, ops.square(deviation))
+        return arriving[:, :, None] * (deviation * (2.0 * precision)[..., None]), to_mean, to_precision
+
+    return distance, gradient
