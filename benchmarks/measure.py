@@ -79,7 +79,7 @@ def measure_network(row: Row, settings: Settings) -> dict[str, object]:
     import numpy as np
 
     from benchmarks.networks import NETWORKS, random_batch
-    from benchmarks.steps import device_peak_mib, make_step
+    from benchmarks.steps import device_peak_mib, make_step, wait_for
     from caps_tf.models.costs import count_costs, estimate_memory
 
     keras.ops.zeros(())
@@ -89,9 +89,10 @@ def measure_network(row: Row, settings: Settings) -> dict[str, object]:
     generator = np.random.default_rng()
 
     def timed() -> float:
-        arrays = random_batch(network, row.batch, generator)
+        tensors = random_batch(network, row.batch, generator)
+        wait_for(tensors)
         start = time.perf_counter()
-        loss = step(arrays)
+        loss = step(tensors)
         seconds = time.perf_counter() - start
         if not np.isfinite(loss):
             raise ArithmeticError(f"{row.name}: the loss is {loss}")

@@ -110,12 +110,13 @@ NETWORKS = {
 }
 
 
-def random_batch(network: Network, batch: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
-    """Inputs by name and "label": normal numbers, all tokens real, all classes."""
+def random_batch(network: Network, batch: int, generator: np.random.Generator) -> dict[str, Any]:
+    """Inputs by name and "label", as tensors of the backend: normal numbers, all tokens real, all classes."""
     inputs = {
         tensor.name: np.ones((batch, *tensor.shape[1:]), np.float32)
         if tensor.name == "mask"
         else generator.standard_normal((batch, *tensor.shape[1:]), np.float32)
         for tensor in network.model.inputs
     }
-    return {**inputs, "label": generator.integers(network.classes, size=batch, dtype=np.int32)}
+    arrays = {**inputs, "label": generator.integers(network.classes, size=batch, dtype=np.int32)}
+    return {name: keras.ops.convert_to_tensor(array) for name, array in arrays.items()}

@@ -1,10 +1,11 @@
-"""Steps of training and of evaluation as functions of a batch of arrays, on the Keras backend at hand.
+"""Steps of training and of evaluation as functions of a batch of tensors, on the Keras backend at hand.
 
 On TensorFlow they are the trainer's and the tester's own. A step returns the loss as a number, so that all of it is done.
 """
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,8 +13,8 @@ from keras import ops
 
 from benchmarks.networks import Network
 
-Arrays = Mapping[str, np.ndarray]
-Step = Callable[[Arrays], float]
+Batch = Mapping[str, Any]
+Step = Callable[[Batch], float]
 
 
 def make_step(network: Network, kind: str, batch: int, precision: str = "float32", jit_compile: str = "auto") -> Step:
@@ -32,6 +33,19 @@ def make_step(network: Network, kind: str, batch: int, precision: str = "float32
     if backend == "jax":
         return (_jax_step if kind == "step" else _jax_forward)(network)
     return (_torch_step if kind == "step" else _torch_forward)(network)
+
+
+def wait_for(tensors: Batch) -> None:
+    """Returns when the tensors are where the backend computes."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.block_until_ready(tensors)
+    elif keras.config.backend() == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
 
 def device_peak_mib() -> float | None:
@@ -71,8 +85,8 @@ def _tensorflow_step(network, batch, precision, jit_compile):
     )
     margin, stop = tf.constant(0.2), tf.constant(0.0)
 
-    def step(arrays):
-        return float(train_step({name: tf.constant(value) for name, value in arrays.items()}, margin, stop).loss)
+    def step(tensors):
+        return float(train_step(dict(tensors), margin, stop).loss)
 
     return step
 
@@ -91,8 +105,8 @@ def _tensorflow_forward(network, batch, precision, jit_compile):
     strategy = tf.distribute.get_strategy()
     score = make_scorer(strategy, model, _of_margin(network), use_jit(config, strategy))
 
-    def step(arrays):
-        batch = tf.data.Dataset.from_tensors({**arrays, "weight": np.ones(len(arrays["label"]), np.float32)})
+    def step(tensors):
+        batch = tf.data.Dataset.from_tensors({**tensors, "weight": np.ones(len(tensors["label"]), np.float32)})
         [scored] = score(batch, 0.2)
         return float(scored.losses.mean())
 
@@ -103,10 +117,9 @@ def _of_margin(network):
     return lambda labels, scores, margin: network.loss(labels, scores)
 
 
-def _split(network, arrays):
-    inputs = {tensor.name: ops.convert_to_tensor(arrays[tensor.name]) for tensor in network.model.inputs}
-    labels = ops.convert_to_tensor(arrays["label"])
-    return (next(iter(inputs.values())) if len(inputs) == 1 else inputs), labels
+def _split(network, tensors):
+    inputs = {tensor.name: tensors[tensor.name] for tensor in network.model.inputs}
+    return (next(iter(inputs.values())) if len(inputs) == 1 else inputs), tensors["label"]
 
 
 def _optimizer(model):
@@ -136,9 +149,9 @@ def _jax_step(network):
     variables = model.trainable_variables, model.non_trainable_variables, optimizer.variables
     state = tuple([ops.copy(variable.value) for variable in group] for group in variables)
 
-    def step(arrays):
+    def step(tensors):
         nonlocal state
-        state, loss = jax.block_until_ready(advance(state, *_split(network, arrays)))
+        state, loss = jax.block_until_ready(advance(state, *_split(network, tensors)))
         return float(loss)
 
     return step
@@ -155,7 +168,7 @@ def _jax_forward(network):
         return scores, ops.mean(network.loss(labels, scores))
 
     state = [[variable.value for variable in group] for group in (model.trainable_variables, model.non_trainable_variables)]
-    return lambda arrays: float(jax.block_until_ready(score(*state, *_split(network, arrays)))[1])
+    return lambda tensors: float(jax.block_until_ready(score(*state, *_split(network, tensors)))[1])
 
 
 def _torch_step(network):
@@ -163,16 +176,15 @@ def _torch_step(network):
 
     model, optimizer = network.model, _optimizer(network.model)
 
-    def step(arrays):
-        inputs, labels = _split(network, arrays)
+    def step(tensors):
+        inputs, labels = _split(network, tensors)
         model.zero_grad()
         loss = ops.mean(network.loss(labels, model(inputs, training=True)))
         (loss + sum(model.losses)).backward()
         gradients = [variable.value.grad for variable in model.trainable_variables]
         with torch.no_grad():
             optimizer.apply(gradients, model.trainable_variables)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait_for({"loss": loss})
         return float(loss)
 
     return step
@@ -181,8 +193,8 @@ def _torch_step(network):
 def _torch_forward(network):
     import torch
 
-    def step(arrays):
-        inputs, labels = _split(network, arrays)
+    def step(tensors):
+        inputs, labels = _split(network, tensors)
         with torch.no_grad():
             return float(ops.mean(network.loss(labels, network.model(inputs, training=False))))
 

@@ -154,7 +154,7 @@ def _build_sst(state: StateDict, image_size: int) -> keras.Model:
 
 def _convert_sst(state: StateDict) -> Weights:
     return {
-        "depth_embedding/embedding": state["depth_emb"],
+        "features/embedding": state["depth_emb"],
         "features/kernel": state["detect_parts.0.weight"].T,
         "features/bias": state["detect_parts.0.bias"],
         "features_norm/gamma": state["detect_parts.2.weight"],

@@ -77,7 +77,7 @@ class HeinsenRouting(keras.layers.Layer):
         eps: float = 1e-5,
         symmetry_breaking: bool = False,
         return_dict: bool = False,
-        votes_at_a_time: int = 2**22,
+        votes_at_a_time: int = 2**23,
         **kwargs,
     ):
         super().__init__(**kwargs)

@@ -10,28 +10,35 @@ from caps_tf.layers.precision import routing_dtype
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class DepthEmbedding(keras.layers.Layer):
-    """Adds a learned embedding of the layer that each of a token's embeddings comes from; it starts at zero.
+class DepthFeatures(keras.layers.Dense):
+    """A dense layer that tells apart which layer of the language model an embedding comes from.
+
+    Computes act((X + E) W + b) with a learned embedding E of the depth, which starts at zero, as act(X W + (E W + b)):
+    X, by far the largest tensor of the network, is read as it is and needs no gradient.
+
+    Args:
+        units: numbers in a feature.
+        **kwargs: arguments of `keras.layers.Dense`.
 
     Call arguments:
-        embeddings: [b, tokens, depth, width].
+        embeddings: X, [b, tokens, depth, width].
 
     Returns:
-        [b, tokens, depth, width].
+        [b, tokens, depth, units].
 
     Example:
-        >>> tuple(DepthEmbedding()(np.zeros((2, 9, 7, 384), "float32")).shape)
-        (2, 9, 7, 384)
+        >>> tuple(DepthFeatures(64)(np.zeros((2, 9, 7, 384), "float32")).shape)
+        (2, 9, 7, 64)
     """
 
     def build(self, input_shape):
+        super().build(input_shape)
         self.embedding = self.add_weight(shape=tuple(input_shape[-2:]), initializer="zeros", name="embedding")
 
     def call(self, embeddings):
-        return embeddings + self.embedding
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
+        kernel = ops.convert_to_tensor(self.kernel)
+        of_depth = ops.matmul(self.embedding, kernel) + self.bias
+        return self.activation(ops.matmul(embeddings, kernel) + of_depth)
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
@@ -86,7 +93,7 @@ def heinsen_sst(
     weight_reg: float = 0.0,
     dtype: str | None = None,
 ) -> keras.Model:
-    """Builds the depth embedding, a dense layer that reads a capsule from each embedding, and two routings.
+    """Builds a dense layer that reads a capsule from each embedding, knowing its depth, and two routings.
 
     With the 37 embeddings of 1,280 numbers that the large GPT-2 gives for each token, 138,944 parameters for two
     classes and 140,480 for five.
@@ -128,18 +135,18 @@ def heinsen_sst(
     embeddings = keras.Input((None, depth, width), name="embedding")
     mask = keras.Input((None,), name="mask")
     scores = TokenScores(depth, dtype="float32", name="token_scores")(mask)
-    x = DepthEmbedding(dtype=dtype, name="depth_embedding")(embeddings)
-    x = keras.layers.Dense(
+    x = DepthFeatures(
         features,
         activation="silu",
         kernel_initializer=keras.initializers.HeNormal(),
         kernel_regularizer=keras.regularizers.L2(weight_reg) if weight_reg else None,
         dtype=dtype,
         name="features",
-    )(x)
+    )(embeddings)
     x = keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="features_norm")(x)
     poses = keras.layers.Reshape((-1, 1, features), dtype=dtype, name="token_poses")(x)
-    routing = {"d_cov": 1, "d_out": pose_size, "n_iters": iterations, "dtype": "float32"}
+    # Where the length is known: votes are so small here that routing weights fill the cache beside them.
+    routing = {"d_cov": 1, "d_out": pose_size, "n_iters": iterations, "votes_at_a_time": 2**21, "dtype": "float32"}
     capsules = HeinsenRouting(d_inp=features, n_inp=None, n_out=parts, **routing, name="part_capsules")((scores, poses))
     scores, _, _ = HeinsenRouting(
         d_inp=pose_size, n_inp=parts, n_out=num_classes, **routing, name="class_capsules"
