@@ -136,10 +136,8 @@ def softmax_over_parents(logits: Tensor, neighbourhood: Neighbourhood) -> Tensor
     """
     logits = ops.convert_to_tensor(logits)
     # The shift cancels in the quotient, so its gradient is zero by construction.
-    largest = neighbourhood.scatter_max(ops.stop_gradient(ops.max(logits, axis=3)))
-    odds = ops.exp(logits - ops.stop_gradient(neighbourhood.gather(largest))[:, :, :, None])
-    total = neighbourhood.scatter_add(ops.sum(odds, axis=3))
-    return odds / neighbourhood.gather(total)[:, :, :, None]
+    odds = ops.exp(logits - neighbourhood.max_over_parents(ops.max(logits, axis=3))[:, :, :, None])
+    return odds / neighbourhood.sum_over_parents(ops.sum(odds, axis=3))[:, :, :, None]
 
 
 def em_routing(

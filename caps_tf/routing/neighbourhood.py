@@ -1,11 +1,12 @@
 """Which child feeds which parent: the receptive fields of convolutional capsules.
 
 A grid of parent positions looks at a grid of child positions through a kernel with a stride, without padding.
-`Neighbourhood` gathers the children of each parent, and takes values back to the children by the adjoint of
-that gather. Both are plain strided slices and zero padding: nothing is filled in where child and parent are not
-connected, and no position of one image ever meets another image of the batch.
+`Neighbourhood` gathers the children of each parent, and compares what the parents of the same child have for it.
+Nothing is filled in where child and parent are not connected, and no position of one image ever meets another image
+of the batch.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -91,13 +92,47 @@ class Neighbourhood:
         ]
         return ops.stack(slices, axis=3)
 
-    def scatter_add(self, values: Tensor) -> Tensor:
-        """Sums over the parents that see a child, the adjoint of `gather`: [b, p, q, k, i] to [b, h, w, i]."""
-        return self._scatter(values, ops.add, 0.0)
+    def sum_over_parents(self, values: Tensor) -> Tensor:
+        """Sums what all the parents that see a child have for it, and gives each of them the sum.
 
-    def scatter_max(self, values: Tensor) -> Tensor:
-        """Largest value over the parents that see a child: [b, p, q, k, i] to [b, h, w, i]; -inf where none does."""
-        return self._scatter(values, ops.maximum, -np.inf)
+        Args:
+            values: [b, p, q, k, i], a number for each parent position and child that it sees.
+
+        Returns:
+            The same shape: the same number wherever the same child is seen.
+
+        Example:
+            >>> fields = Neighbourhood(children=(1, 3), kernel=(1, 2))     # the middle child feeds both parents
+            >>> np.array(fields.sum_over_parents(np.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 1, 2, 2, 1))).ravel()
+            array([1., 5., 5., 4.])
+        """
+        entries, there = _entries_of_the_same_child(self)
+        if entries.shape[1] == 1:
+            return values
+
+        def total(values):
+            summed = ops.sum(self._of_rivals(values, entries) * ops.cast(there[..., None], values.dtype), axis=2)
+            return ops.reshape(summed, (-1, *values.shape[1:]))
+
+        # Whoever adds to whose sum also receives from it: the sum is its own adjoint.
+        @ops.custom_gradient
+        def add(values):
+            return total(values), lambda *arguments, upstream=None: total(arguments[0] if upstream is None else upstream)
+
+        return add(ops.convert_to_tensor(values))
+
+    def max_over_parents(self, values: Tensor) -> Tensor:
+        """The largest of what the parents that see a child have for it; see `sum_over_parents`. Without gradient.
+
+        Args:
+            values: [b, p, q, k, i].
+
+        Returns:
+            The same shape.
+        """
+        values = ops.stop_gradient(ops.convert_to_tensor(values))
+        entries, _ = _entries_of_the_same_child(self)
+        return ops.reshape(ops.max(self._of_rivals(values, entries), axis=2), (-1, *values.shape[1:]))
 
     def _offsets(self):
         for row in range(self.kernel[0]):
@@ -109,37 +144,29 @@ class Neighbourhood:
                     (self.parents[1] - 1) * self.strides[1] + 1,
                 )
 
-    def _scatter(self, values: Tensor, combine, empty: float) -> Tensor:
-        if self.parents == (1, 1) and self.kernel == self.children:
-            shape = ops.shape(values)
-            return ops.reshape(values, (shape[0], *self.children, shape[4]))
-        total = None
-        for position, (row, row_span, column, column_span) in enumerate(self._offsets()):
-            spread = _spread(_spread(values[:, :, :, position], 1, self.strides[0], empty), 2, self.strides[1], empty)
-            placed = ops.pad(
-                spread,
-                (
-                    (0, 0),
-                    (row, self.children[0] - row - row_span),
-                    (column, self.children[1] - column - column_span),
-                    (0, 0),
-                ),
-                constant_values=empty,
-            )
-            total = placed if total is None else combine(total, placed)
-        return total
+    @staticmethod
+    def _of_rivals(values: Tensor, entries: np.ndarray) -> Tensor:
+        """[b, p, q, k, i] to [b, p q k, r, i], what the r parents of the same child have for it."""
+        flat = ops.reshape(values, (-1, len(entries), values.shape[-1]))
+        return ops.reshape(ops.take(flat, entries.ravel(), axis=1), (-1, *entries.shape, values.shape[-1]))
 
 
-def _spread(values: Tensor, axis: int, stride: int, empty: float) -> Tensor:
-    """Puts stride - 1 `empty` entries between neighbours along `axis` of a [b, p, q, i] tensor."""
-    if stride == 1:
-        return values
-    size = values.shape[axis]
-    filler = ops.full_like(values, empty)
-    spread = ops.stack([values] + [filler] * (stride - 1), axis=axis + 1)
-    shape = list(ops.shape(values))
-    shape[axis] = size * stride
-    spread = ops.reshape(spread, shape)
-    keep = [slice(None)] * 4
-    keep[axis] = slice(0, (size - 1) * stride + 1)
-    return spread[tuple(keep)]
+@functools.cache
+def _entries_of_the_same_child(fields: Neighbourhood) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the p q k pairs of a parent position and a child that it sees have the same child, as [p q k, r].
+
+    r is the most parents that any child has. Those of a child with less repeat the pair itself, and the second array,
+    bool [p q k, r], is false there.
+    """
+    (p, q), (rows, columns), strides = fields.parents, fields.kernel, fields.strides
+    row = np.arange(p)[:, None] * strides[0] + np.arange(rows)
+    column = np.arange(q)[:, None] * strides[1] + np.arange(columns)
+    child = (row[:, None, :, None] * fields.children[1] + column[None, :, None, :]).ravel()
+    in_order = np.argsort(child, kind="stable")
+    counts = np.bincount(child)[child]
+    # Where the pairs of a child begin among the pairs in the order of children.
+    first = np.searchsorted(child[in_order], child)
+    nth = np.arange(counts.max())
+    there = nth < counts[:, None]
+    entries = in_order[np.where(there, first[:, None] + nth, 0)]
+    return np.where(there, entries, np.arange(len(child))[:, None]).astype("int32"), there
