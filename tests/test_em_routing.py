@@ -293,21 +293,22 @@ def test_zero_iterations_are_refused():
     "children, kernel, strides",
     [((7, 6), (3, 2), (1, 1)), ((7, 6), (3, 2), (2, 3)), ((4, 4), (4, 4), (1, 1)), ((1, 9), (1, 3), (1, 1))],
 )
-def test_parents_of_a_child_sum_and_compare_what_they_have_for_it(children, kernel, strides):
+def test_what_parents_have_for_a_child_is_summed_and_compared(children, kernel, strides):
     fields = Neighbourhood(children, kernel, strides)
     rng = np.random.default_rng(0)
-    values, arriving = rng.normal(size=(2, 2, *fields.parents, fields.kernel_positions, 3))
+    below = rng.normal(size=(2, *children, 3))
+    values = rng.normal(size=(2, *fields.parents, fields.kernel_positions, 3))
 
-    def summed(values):
-        by_child = given_by_children(fields, values).reshape(2, *children, 3)
-        return np.array(fields.gather(by_child))
-
-    np.testing.assert_allclose(fields.sum_over_parents(ops.convert_to_tensor(values)), summed(values), **within(1e-12))
-    [gradient] = gradients(lambda values: ops.sum(fields.sum_over_parents(values) * arriving), values)
-    np.testing.assert_allclose(gradient, summed(arriving), **within(1e-12))
-    # With a large power the sum is the largest value.
-    largest = np.log(summed(np.exp(200.0 * values))) / 200.0
-    np.testing.assert_allclose(fields.max_over_parents(ops.convert_to_tensor(values)), largest, atol=0.02)
+    expected = given_by_children(fields, values).reshape(2, *children, 3)
+    np.testing.assert_allclose(fields.scatter_add(values), expected, **within(1e-12))
+    [gradient] = gradients(lambda values: ops.sum(fields.scatter_add(values) * below), values)
+    np.testing.assert_allclose(gradient, fields.gather(below), **within(1e-12))
+    [gradient] = gradients(lambda below: ops.sum(fields.gather(below) * values), below)
+    np.testing.assert_allclose(gradient, expected, **within(1e-12))
+    # With a large power the sum is the largest value, and minus infinity where nothing is added.
+    with np.errstate(divide="ignore"):
+        largest = np.log(given_by_children(fields, np.exp(200.0 * values))).reshape(expected.shape) / 200.0
+    np.testing.assert_allclose(fields.scatter_max(values), largest, atol=0.02)
 
 
 def test_a_kernel_larger_than_the_grid_of_children_is_refused():

@@ -136,8 +136,10 @@ def softmax_over_parents(logits: Tensor, neighbourhood: Neighbourhood) -> Tensor
     """
     logits = ops.convert_to_tensor(logits)
     # The shift cancels in the quotient, so its gradient is zero by construction.
-    odds = ops.exp(logits - neighbourhood.max_over_parents(ops.max(logits, axis=3))[:, :, :, None])
-    return odds / neighbourhood.sum_over_parents(ops.sum(odds, axis=3))[:, :, :, None]
+    largest = neighbourhood.gather(neighbourhood.scatter_max(ops.max(logits, axis=3)))
+    odds = ops.exp(logits - ops.stop_gradient(largest)[:, :, :, None])
+    total = neighbourhood.gather(neighbourhood.scatter_add(ops.sum(odds, axis=3)))
+    return odds / total[:, :, :, None]
 
 
 def em_routing(

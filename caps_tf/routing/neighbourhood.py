@@ -1,9 +1,9 @@
 """Which child feeds which parent: the receptive fields of convolutional capsules.
 
 A grid of parent positions looks at a grid of child positions through a kernel with a stride, without padding.
-`Neighbourhood` gathers the children of each parent, and compares what the parents of the same child have for it.
-Nothing is filled in where child and parent are not connected, and no position of one image ever meets another image
-of the batch.
+`Neighbourhood` gathers the children of each parent, and takes values back to the children by the adjoint of that
+gather. Nothing is filled in where child and parent are not connected, and no position of one image ever meets another
+image of the batch.
 """
 
 import functools
@@ -83,90 +83,91 @@ class Neighbourhood:
 
     def gather(self, values: Tensor) -> Tensor:
         """Lays out each parent's children: [b, h, w, ...] to [b, p, q, k, ...], k row by row over the kernel."""
-        if self.parents == (1, 1) and self.kernel == self.children:
-            shape = ops.shape(values)
-            return ops.reshape(values, (shape[0], 1, 1, self.kernel_positions, *shape[3:]))
-        slices = [
-            values[:, rows : rows + row_span : self.strides[0], columns : columns + column_span : self.strides[1]]
-            for rows, row_span, columns, column_span in self._offsets()
-        ]
-        return ops.stack(slices, axis=3)
+        values = ops.convert_to_tensor(values)
+        return ops.reshape(_gather(self, _flat(values, 2)), (-1, *self.parents, self.kernel_positions, *values.shape[3:]))
 
-    def sum_over_parents(self, values: Tensor) -> Tensor:
-        """Sums what all the parents that see a child have for it, and gives each of them the sum.
+    def scatter_add(self, values: Tensor) -> Tensor:
+        """Sums over the parents that see a child, the adjoint of `gather`: [b, p, q, k, ...] to [b, h, w, ...]."""
+        values = ops.convert_to_tensor(values)
+        return ops.reshape(_scatter_add(self, _flat(values, 3)), (-1, *self.children, *values.shape[4:]))
 
-        Args:
-            values: [b, p, q, k, i], a number for each parent position and child that it sees.
+    def scatter_max(self, values: Tensor) -> Tensor:
+        """Largest value over the parents that see a child: [b, p, q, k, ...] to [b, h, w, ...]; -inf where none does.
 
-        Returns:
-            The same shape: the same number wherever the same child is seen.
-
-        Example:
-            >>> fields = Neighbourhood(children=(1, 3), kernel=(1, 2))     # the middle child feeds both parents
-            >>> np.array(fields.sum_over_parents(np.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 1, 2, 2, 1))).ravel()
-            array([1., 5., 5., 4.])
-        """
-        entries, there = _entries_of_the_same_child(self)
-        if entries.shape[1] == 1:
-            return values
-
-        def total(values):
-            summed = ops.sum(self._of_rivals(values, entries) * ops.cast(there[..., None], values.dtype), axis=2)
-            return ops.reshape(summed, (-1, *values.shape[1:]))
-
-        # Whoever adds to whose sum also receives from it: the sum is its own adjoint.
-        @ops.custom_gradient
-        def add(values):
-            return total(values), lambda *arguments, upstream=None: total(arguments[0] if upstream is None else upstream)
-
-        return add(ops.convert_to_tensor(values))
-
-    def max_over_parents(self, values: Tensor) -> Tensor:
-        """The largest of what the parents that see a child have for it; see `sum_over_parents`. Without gradient.
-
-        Args:
-            values: [b, p, q, k, i].
-
-        Returns:
-            The same shape.
+        Without gradient.
         """
         values = ops.stop_gradient(ops.convert_to_tensor(values))
-        entries, _ = _entries_of_the_same_child(self)
-        return ops.reshape(ops.max(self._of_rivals(values, entries), axis=2), (-1, *values.shape[1:]))
+        if self.parents == (1, 1) and self.kernel == self.children:
+            return ops.reshape(values, (-1, *self.children, *values.shape[4:]))
+        found = [
+            ops.where(there[:, None], ops.take(_flat(values, 3), pairs, axis=1), -np.inf)
+            for pairs, there in _pairs_of_children(self)
+        ]
+        return ops.reshape(functools.reduce(ops.maximum, found), (-1, *self.children, *values.shape[4:]))
 
-    def _offsets(self):
-        for row in range(self.kernel[0]):
-            for column in range(self.kernel[1]):
-                yield (
-                    row,
-                    (self.parents[0] - 1) * self.strides[0] + 1,
-                    column,
-                    (self.parents[1] - 1) * self.strides[1] + 1,
-                )
 
-    @staticmethod
-    def _of_rivals(values: Tensor, entries: np.ndarray) -> Tensor:
-        """[b, p, q, k, i] to [b, p q k, r, i], what the r parents of the same child have for it."""
-        flat = ops.reshape(values, (-1, len(entries), values.shape[-1]))
-        return ops.reshape(ops.take(flat, entries.ravel(), axis=1), (-1, *entries.shape, values.shape[-1]))
+def _flat(values: Tensor, axes: int) -> Tensor:
+    """Merges the `axes` axes after the first, and those after them: [b, ..., ...] to [b, n, m]."""
+    shape = values.shape[1:]
+    return ops.reshape(values, (-1, math.prod(shape[:axes]), math.prod(shape[axes:])))
+
+
+def _gather(fields: Neighbourhood, values: Tensor) -> Tensor:
+    """[b, h w, m] to [b, p q k, m]."""
+    if fields.parents == (1, 1) and fields.kernel == fields.children:
+        return values
+    return _with_adjoint(lambda values: _take(fields, values), lambda values: _add(fields, values))(values)
+
+
+def _scatter_add(fields: Neighbourhood, values: Tensor) -> Tensor:
+    """[b, p q k, m] to [b, h w, m]."""
+    if fields.parents == (1, 1) and fields.kernel == fields.children:
+        return values
+    return _with_adjoint(lambda values: _add(fields, values), lambda values: _take(fields, values))(values)
+
+
+def _with_adjoint(function, adjoint):
+    """A linear function, with its gradient."""
+
+    @ops.custom_gradient
+    def linear(values):
+        return function(values), lambda *arguments, upstream=None: adjoint(arguments[0] if upstream is None else upstream)
+
+    return linear
+
+
+# By index, each is a single loop over its result; slices and pads of each kernel position are a loop each, and nine
+# tensors to write.
+
+
+def _take(fields: Neighbourhood, values: Tensor) -> Tensor:
+    return ops.take(values, _child_of_pairs(fields), axis=1)
+
+
+def _add(fields: Neighbourhood, values: Tensor) -> Tensor:
+    return sum(
+        ops.take(values, pairs, axis=1) * ops.cast(there[:, None], values.dtype)
+        for pairs, there in _pairs_of_children(fields)
+    )
 
 
 @functools.cache
-def _entries_of_the_same_child(fields: Neighbourhood) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the p q k pairs of a parent position and a child that it sees have the same child, as [p q k, r].
-
-    r is the most parents that any child has. Those of a child with less repeat the pair itself, and the second array,
-    bool [p q k, r], is false there.
-    """
+def _child_of_pairs(fields: Neighbourhood) -> np.ndarray:
+    """The child of each pair of a parent position and a child that it sees, int [p q k]."""
     (p, q), (rows, columns), strides = fields.parents, fields.kernel, fields.strides
     row = np.arange(p)[:, None] * strides[0] + np.arange(rows)
     column = np.arange(q)[:, None] * strides[1] + np.arange(columns)
-    child = (row[:, None, :, None] * fields.children[1] + column[None, :, None, :]).ravel()
-    in_order = np.argsort(child, kind="stable")
-    counts = np.bincount(child)[child]
+    return (row[:, None, :, None] * fields.children[1] + column[None, :, None, :]).ravel().astype("int32")
+
+
+@functools.cache
+def _pairs_of_children(fields: Neighbourhood) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first pair of each child, int [h w], and whether there is one, bool [h w]; the second, and so on."""
+    child = _child_of_pairs(fields)
+    in_order = np.argsort(child, kind="stable").astype("int32")
+    counts = np.bincount(child, minlength=math.prod(fields.children))
     # Where the pairs of a child begin among the pairs in the order of children.
-    first = np.searchsorted(child[in_order], child)
-    nth = np.arange(counts.max())
-    there = nth < counts[:, None]
-    entries = in_order[np.where(there, first[:, None] + nth, 0)]
-    return np.where(there, entries, np.arange(len(child))[:, None]).astype("int32"), there
+    first = np.cumsum(counts) - counts
+    return [
+        (in_order[np.where(nth < counts, first + nth, 0)], nth < counts) for nth in range(counts.max())
+    ]

@@ -26,8 +26,7 @@ def pose_columns(poses: Tensor) -> tuple[Tensor, ...]:
         >>> len(columns), tuple(columns[0].shape)
         (3, (2, 4, 72))
     """
-    poses = bounded_values(poses)
-    return tuple(ops.swapaxes(poses[..., y], -1, -2) for y in range(poses.shape[-1]))
+    return tuple(ops.swapaxes(column, -1, -2) for column in ops.unstack(bounded_values(poses), axis=-1))
 
 
 class VoteWeights(NamedTuple):
