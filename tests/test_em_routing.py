@@ -301,9 +301,9 @@ def test_what_parents_have_for_a_child_is_summed_and_compared(children, kernel, 
 
     expected = given_by_children(fields, values).reshape(2, *children, 3)
     np.testing.assert_allclose(fields.scatter_add(values), expected, **within(1e-12))
-    [gradient] = gradients(lambda values: ops.sum(fields.scatter_add(values) * below), values)
+    [gradient] = gradients(lambda tensor: ops.sum(ops.multiply(fields.scatter_add(tensor), below)), values)
     np.testing.assert_allclose(gradient, fields.gather(below), **within(1e-12))
-    [gradient] = gradients(lambda below: ops.sum(fields.gather(below) * values), below)
+    [gradient] = gradients(lambda tensor: ops.sum(ops.multiply(fields.gather(tensor), values)), below)
     np.testing.assert_allclose(gradient, expected, **within(1e-12))
     # With a large power the sum is the largest value, and minus infinity where nothing is added.
     with np.errstate(divide="ignore"):

@@ -10,15 +10,16 @@ from caps_tf.layers.precision import routing_dtype
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class DepthFeatures(keras.layers.Dense):
-    """A dense layer that tells apart which layer of the language model an embedding comes from.
+class DepthFeatures(keras.layers.Layer):
+    """A dense layer with SiLU that knows which layer of the language model an embedding comes from.
 
-    Computes act((X + E) W + b) with a learned embedding E of the depth, which starts at zero, as act(X W + (E W + b)):
-    X, by far the largest tensor of the network, is read as it is and needs no gradient.
+    Computes silu((X + E) W + b), E being a learned embedding of the depth that starts at zero, as
+    silu(X W + (E W + b)): X, by far the largest tensor of the network, is read as it is and needs no gradient.
 
     Args:
         units: numbers in a feature.
-        **kwargs: arguments of `keras.layers.Dense`.
+        kernel_regularizer: regularizer of the weights W.
+        **kwargs: `keras.layers.Layer` arguments.
 
     Call arguments:
         embeddings: X, [b, tokens, depth, width].
@@ -31,14 +32,32 @@ class DepthFeatures(keras.layers.Dense):
         (2, 9, 7, 64)
     """
 
+    def __init__(self, units: int, kernel_regularizer: keras.regularizers.Regularizer | str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+
     def build(self, input_shape):
-        super().build(input_shape)
-        self.embedding = self.add_weight(shape=tuple(input_shape[-2:]), initializer="zeros", name="embedding")
+        depth, width = input_shape[-2:]
+        self.kernel = self.add_weight(
+            shape=(width, self.units),
+            initializer=keras.initializers.HeNormal(),
+            regularizer=self.kernel_regularizer,
+            name="kernel",
+        )
+        self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+        self.embedding = self.add_weight(shape=(depth, width), initializer="zeros", name="embedding")
 
     def call(self, embeddings):
-        kernel = ops.convert_to_tensor(self.kernel)
-        of_depth = ops.matmul(self.embedding, kernel) + self.bias
-        return self.activation(ops.matmul(embeddings, kernel) + of_depth)
+        of_depth = ops.matmul(self.embedding, self.kernel) + self.bias
+        return ops.silu(ops.matmul(embeddings, self.kernel) + of_depth)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        regularizer = keras.regularizers.serialize(self.kernel_regularizer)
+        return {**super().get_config(), "units": self.units, "kernel_regularizer": regularizer}
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
@@ -137,8 +156,6 @@ def heinsen_sst(
     scores = TokenScores(depth, dtype="float32", name="token_scores")(mask)
     x = DepthFeatures(
         features,
-        activation="silu",
-        kernel_initializer=keras.initializers.HeNormal(),
         kernel_regularizer=keras.regularizers.L2(weight_reg) if weight_reg else None,
         dtype=dtype,
         name="features",

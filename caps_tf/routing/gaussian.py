@@ -62,9 +62,9 @@ def _mean_and_variance(share: Tensor, votes: Tensor) -> Tensor:
     def gradient(*arguments, upstream=None):
         arriving = arguments[0] if upstream is None else upstream
         to_mean, to_variance = arriving[0], arriving[1]
-        # Shares sum to a little less than 1, or to 0 where no child is active: the variance depends on the mean.
-        rest = 1.0 - ops.sum(share, axis=-1)
-        to_mean = to_mean - 2.0 * to_variance * mean * rest[..., None]
+        # Zero but for rounding where shares sum to 1; they sum to a little less, or to 0 where no child is active. Summed
+        # from the deviations: as mean (1 - sum share) it would be all rounding.
+        to_mean = to_mean - 2.0 * to_variance * ops.einsum("njc,njdc->njd", share, deviation)
         to_share = ops.einsum("njdc,njd->njc", votes, to_mean)
         to_share = to_share + ops.einsum("njdc,njd->njc", ops.square(deviation), to_variance)
         return to_share, share[:, :, None] * (to_mean[..., None] + deviation * (2.0 * to_variance)[..., None])
