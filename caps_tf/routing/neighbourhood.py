@@ -8,6 +8,7 @@ image of the batch.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,11 @@ class Neighbourhood:
         return rows, columns
 
     @property
+    def sees_all(self) -> bool:
+        """Whether a single parent position sees every child."""
+        return self.kernel == self.children
+
+    @property
     def kernel_positions(self) -> int:
         """Number of child positions in a receptive field, k."""
         return math.prod(self.kernel)
@@ -97,13 +103,8 @@ class Neighbourhood:
         Without gradient.
         """
         values = ops.stop_gradient(ops.convert_to_tensor(values))
-        if self.parents == (1, 1) and self.kernel == self.children:
-            return ops.reshape(values, (-1, *self.children, *values.shape[4:]))
-        found = [
-            ops.where(there[:, None], ops.take(_flat(values, 3), pairs, axis=1), -np.inf)
-            for pairs, there in _pairs_of_children(self)
-        ]
-        return ops.reshape(functools.reduce(ops.maximum, found), (-1, *self.children, *values.shape[4:]))
+        largest = _over_parents(self, _flat(values, 3), ops.maximum, -np.inf)
+        return ops.reshape(largest, (-1, *self.children, *values.shape[4:]))
 
 
 def _flat(values: Tensor, axes: int) -> Tensor:
@@ -114,19 +115,15 @@ def _flat(values: Tensor, axes: int) -> Tensor:
 
 def _gather(fields: Neighbourhood, values: Tensor) -> Tensor:
     """[b, h w, m] to [b, p q k, m]."""
-    if fields.parents == (1, 1) and fields.kernel == fields.children:
-        return values
     return _with_adjoint(lambda values: _take(fields, values), lambda values: _add(fields, values))(values)
 
 
 def _scatter_add(fields: Neighbourhood, values: Tensor) -> Tensor:
     """[b, p q k, m] to [b, h w, m]."""
-    if fields.parents == (1, 1) and fields.kernel == fields.children:
-        return values
     return _with_adjoint(lambda values: _add(fields, values), lambda values: _take(fields, values))(values)
 
 
-def _with_adjoint(function, adjoint):
+def _with_adjoint(function: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]):
     """A linear function, with its gradient."""
 
     @ops.custom_gradient
@@ -141,14 +138,21 @@ def _with_adjoint(function, adjoint):
 
 
 def _take(fields: Neighbourhood, values: Tensor) -> Tensor:
-    return ops.take(values, _child_of_pairs(fields), axis=1)
+    return values if fields.sees_all else ops.take(values, _child_of_pairs(fields), axis=1)
 
 
 def _add(fields: Neighbourhood, values: Tensor) -> Tensor:
-    return sum(
-        ops.take(values, pairs, axis=1) * ops.cast(there[:, None], values.dtype)
-        for pairs, there in _pairs_of_children(fields)
-    )
+    return _over_parents(fields, values, ops.add, 0.0)
+
+
+def _over_parents(fields: Neighbourhood, values: Tensor, combine: Callable, empty: float) -> Tensor:
+    """Combines what the parents of a child have for it: [b, p q k, m] to [b, h w, m]; `empty` where there is none."""
+    if fields.sees_all:
+        return values
+    found = [
+        ops.where(there[:, None], ops.take(values, pairs, axis=1), empty) for pairs, there in _pairs_of_children(fields)
+    ]
+    return functools.reduce(combine, found)
 
 
 @functools.cache
@@ -168,6 +172,4 @@ def _pairs_of_children(fields: Neighbourhood) -> list[tuple[np.ndarray, np.ndarr
     counts = np.bincount(child, minlength=math.prod(fields.children))
     # Where the pairs of a child begin among the pairs in the order of children.
     first = np.cumsum(counts) - counts
-    return [
-        (in_order[np.where(nth < counts, first + nth, 0)], nth < counts) for nth in range(counts.max())
-    ]
+    return [(in_order[np.where(nth < counts, first + nth, 0)], nth < counts) for nth in range(counts.max())]
