@@ -33,6 +33,7 @@ from caps_tf.layers import CapsuleStack, HeinsenRouting, HeinsenVectorRouting, P
 from caps_tf.layers.attention_capsules import AttentionCapsules
 from caps_tf.layers.capsule_stack import SCHEDULES
 from caps_tf.layers.em_capsules import EMCapsules
+from caps_tf.models.heinsen_sst import DepthFeatures
 
 Shape = tuple[int, ...]
 
@@ -145,6 +146,7 @@ def _count_layer(
     kinds = {
         keras.layers.Conv2D: _convolution,
         keras.layers.Dense: _dense,
+        DepthFeatures: _dense,
         PrimaryCapsules: _primary,
         EMCapsules: _em,
         HeinsenRouting: _heinsen,
