@@ -61,11 +61,8 @@ def initial_routing_weights(neighbourhood: Neighbourhood, parent_types: int) -> 
         >>> float(initial_routing_weights(Neighbourhood.whole((4, 4)), parent_types=5).sum())   # 16 children / 5
         3.2
     """
-    counts = neighbourhood.parents_per_child()
-    (p, q), (rows, columns), strides = neighbourhood.parents, neighbourhood.kernel, neighbourhood.strides
-    row = np.arange(p)[:, None] * strides[0] + np.arange(rows)[None, :]
-    column = np.arange(q)[:, None] * strides[1] + np.arange(columns)[None, :]
-    seen = counts[row[:, None, :, None], column[None, :, None, :]].reshape(1, p, q, 1, rows * columns, 1)
+    seen = neighbourhood.parents_per_child().ravel()[neighbourhood.child_of_pairs()]
+    seen = seen.reshape(1, *neighbourhood.parents, 1, neighbourhood.kernel_positions, 1)
     return 1.0 / (seen * parent_types)
 
 

@@ -78,24 +78,34 @@ class Neighbourhood:
 
     def parents_per_child(self) -> np.ndarray:
         """Number of parent positions that see each child position: int array [h, w]; 0 where none does."""
-        counts = []
-        for child, kernel, stride, parent in zip(
-            self.children, self.kernel, self.strides, self.parents, strict=True
-        ):
-            starts = np.arange(parent)[:, None] * stride
-            positions = np.arange(child)[None, :]
-            counts.append(np.sum((starts <= positions) & (positions < starts + kernel), axis=0))
-        return np.outer(counts[0], counts[1])
+        return np.bincount(self.child_of_pairs(), minlength=math.prod(self.children)).reshape(self.children)
+
+    def child_of_pairs(self) -> np.ndarray:
+        """The child of each pair of a parent position and a child that it sees: int array [p q k].
+
+        Children are counted row by row.
+
+        Example:
+            >>> Neighbourhood(children=(1, 3), kernel=(1, 2)).child_of_pairs()     # the middle child feeds both parents
+            array([0, 1, 1, 2])
+        """
+        row, column = (
+            np.arange(parent)[:, None] * stride + np.arange(kernel)
+            for parent, stride, kernel in zip(self.parents, self.strides, self.kernel, strict=True)
+        )
+        return (row[:, None, :, None] * self.children[1] + column[None, :, None, :]).ravel()
 
     def gather(self, values: Tensor) -> Tensor:
         """Lays out each parent's children: [b, h, w, ...] to [b, p, q, k, ...], k row by row over the kernel."""
         values = ops.convert_to_tensor(values)
-        return ops.reshape(_gather(self, _flat(values, 2)), (-1, *self.parents, self.kernel_positions, *values.shape[3:]))
+        gathered = _linear(_take, _add, self, _flat(values, 2))
+        return ops.reshape(gathered, (-1, *self.parents, self.kernel_positions, *values.shape[3:]))
 
     def scatter_add(self, values: Tensor) -> Tensor:
         """Sums over the parents that see a child, the adjoint of `gather`: [b, p, q, k, ...] to [b, h, w, ...]."""
         values = ops.convert_to_tensor(values)
-        return ops.reshape(_scatter_add(self, _flat(values, 3)), (-1, *self.children, *values.shape[4:]))
+        summed = _linear(_add, _take, self, _flat(values, 3))
+        return ops.reshape(summed, (-1, *self.children, *values.shape[4:]))
 
     def scatter_max(self, values: Tensor) -> Tensor:
         """Largest value over the parents that see a child: [b, p, q, k, ...] to [b, h, w, ...]; -inf where none does.
@@ -113,24 +123,17 @@ def _flat(values: Tensor, axes: int) -> Tensor:
     return ops.reshape(values, (-1, math.prod(shape[:axes]), math.prod(shape[axes:])))
 
 
-def _gather(fields: Neighbourhood, values: Tensor) -> Tensor:
-    """[b, h w, m] to [b, p q k, m]."""
-    return _with_adjoint(lambda values: _take(fields, values), lambda values: _add(fields, values))(values)
-
-
-def _scatter_add(fields: Neighbourhood, values: Tensor) -> Tensor:
-    """[b, p q k, m] to [b, h w, m]."""
-    return _with_adjoint(lambda values: _add(fields, values), lambda values: _take(fields, values))(values)
-
-
-def _with_adjoint(function: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]):
-    """A linear function, with its gradient."""
+def _linear(function: Callable, adjoint: Callable, fields: Neighbourhood, values: Tensor) -> Tensor:
+    """A linear function of values, with its gradient."""
 
     @ops.custom_gradient
     def linear(values):
-        return function(values), lambda *arguments, upstream=None: adjoint(arguments[0] if upstream is None else upstream)
+        def gradient(*arguments, upstream=None):
+            return adjoint(fields, arguments[0] if upstream is None else upstream)
 
-    return linear
+        return function(fields, values), gradient
+
+    return linear(values)
 
 
 # By index, each is a single loop over its result; slices and pads of each kernel position are a loop each, and nine
@@ -138,10 +141,12 @@ def _with_adjoint(function: Callable[[Tensor], Tensor], adjoint: Callable[[Tenso
 
 
 def _take(fields: Neighbourhood, values: Tensor) -> Tensor:
-    return values if fields.sees_all else ops.take(values, _child_of_pairs(fields), axis=1)
+    """[b, h w, m] to [b, p q k, m]."""
+    return values if fields.sees_all else ops.take(values, fields.child_of_pairs(), axis=1)
 
 
 def _add(fields: Neighbourhood, values: Tensor) -> Tensor:
+    """[b, p q k, m] to [b, h w, m]."""
     return _over_parents(fields, values, ops.add, 0.0)
 
 
@@ -156,20 +161,9 @@ def _over_parents(fields: Neighbourhood, values: Tensor, combine: Callable, empt
 
 
 @functools.cache
-def _child_of_pairs(fields: Neighbourhood) -> np.ndarray:
-    """The child of each pair of a parent position and a child that it sees, int [p q k]."""
-    (p, q), (rows, columns), strides = fields.parents, fields.kernel, fields.strides
-    row = np.arange(p)[:, None] * strides[0] + np.arange(rows)
-    column = np.arange(q)[:, None] * strides[1] + np.arange(columns)
-    return (row[:, None, :, None] * fields.children[1] + column[None, :, None, :]).ravel().astype("int32")
-
-
-@functools.cache
 def _pairs_of_children(fields: Neighbourhood) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first pair of each child, int [h w], and whether there is one, bool [h w]; the second, and so on."""
-    child = _child_of_pairs(fields)
-    in_order = np.argsort(child, kind="stable").astype("int32")
-    counts = np.bincount(child, minlength=math.prod(fields.children))
+    in_order, counts = np.argsort(fields.child_of_pairs(), kind="stable"), fields.parents_per_child().ravel()
     # Where the pairs of a child begin among the pairs in the order of children.
     first = np.cumsum(counts) - counts
     return [(in_order[np.where(nth < counts, first + nth, 0)], nth < counts) for nth in range(counts.max())]
