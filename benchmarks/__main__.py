@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warm_up", type=int, default=defaults.warm_up, help="steps after the first [%(default)s]")
     policies = ("float32", "mixed_bfloat16", "mixed_float16")
     parser.add_argument("--precision", choices=policies, default=defaults.precision)
-    parser.add_argument("--jit_compile", choices=("auto", "on", "off"), default=defaults.jit_compile)
+    parser.add_argument("--jit_compile", choices=("on", "off"), default=defaults.jit_compile)
     parser.add_argument("--full", action="store_true", help="render and convert all 2 x 24,300 pairs")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="measure nothing: write the tables of what was measured")

@@ -27,14 +27,14 @@ class Settings:
     steps: int = 7
     warm_up: int = 2
     precision: str = "float32"
-    jit_compile: str = "auto"
+    jit_compile: str = "on"
     full: bool = False
 
 
 def measure_in_a_process(row: Row, settings: Settings) -> dict[str, object] | None:
     """Starts `python -m benchmarks` for one row; None if that failed, with the reason on the screen."""
     task = json.dumps([dataclasses.asdict(row), dataclasses.asdict(settings)])
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "1", **os.environ}  # train_val.py's
     command = [sys.executable, "-m", "benchmarks", f"--measure={task}"]
     start, busy, ours = time.monotonic(), busy_seconds(), children_seconds()
     child = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)

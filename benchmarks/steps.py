@@ -17,7 +17,7 @@ Batch = Mapping[str, Any]
 Step = Callable[[Batch], float]
 
 
-def make_step(network: Network, kind: str, batch: int, precision: str = "float32", jit_compile: str = "auto") -> Step:
+def make_step(network: Network, kind: str, batch: int, precision: str = "float32", jit_compile: str = "on") -> Step:
     """Makes a step of the kind "step" or "forward".
 
     Args:
@@ -72,7 +72,6 @@ def _tensorflow_step(network, batch, precision, jit_compile):
     import tensorflow as tf
 
     from caps_tf.training.config import RunConfig
-    from caps_tf.training.factories import use_jit
     from caps_tf.training.regime import make_optimizer
     from caps_tf.training.steps import make_train_step
 
@@ -81,7 +80,7 @@ def _tensorflow_step(network, batch, precision, jit_compile):
     optimizer = make_optimizer(config, steps_per_epoch=1000)
     optimizer.build(network.model.trainable_variables)
     train_step = make_train_step(
-        strategy, network.model, optimizer, _of_margin(network), batch, use_jit(config, strategy)
+        strategy, network.model, optimizer, _of_margin(network), batch, config.uses_xla
     )
     margin, stop = tf.constant(0.2), tf.constant(0.0)
 
@@ -95,7 +94,7 @@ def _tensorflow_forward(network, batch, precision, jit_compile):
     import tensorflow as tf
 
     from caps_tf.training.config import RunConfig
-    from caps_tf.training.factories import capsule_outputs, use_jit
+    from caps_tf.training.factories import capsule_outputs
     from caps_tf.training.steps import make_scorer
 
     # What the tester asks of a network: scores, and the poses of the class capsules.
@@ -103,7 +102,7 @@ def _tensorflow_forward(network, batch, precision, jit_compile):
     model = keras.Model(network.model.input, [network.model.output, *class_poses])
     config = RunConfig(batch_size=batch, precision=precision, jit_compile=jit_compile)
     strategy = tf.distribute.get_strategy()
-    score = make_scorer(strategy, model, _of_margin(network), use_jit(config, strategy))
+    score = make_scorer(strategy, model, _of_margin(network), config.uses_xla)
 
     def step(tensors):
         batch = tf.data.Dataset.from_tensors({**tensors, "weight": np.ones(len(tensors["label"]), np.float32)})

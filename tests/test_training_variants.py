@@ -33,8 +33,10 @@ def test_two_workers_learn_what_one_process_does_and_only_the_chief_writes(stora
 
 
 @pytest.mark.slow
-def test_xla_learns_what_plain_tensorflow_does(storage, slow_run):
-    assert_learned_the_same(train(storage, "xla", *SLOW, "--jit_compile=on"), slow_run)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_xla_learns_what_plain_tensorflow_does(storage, slow_run, devices):
+    flags = ("--jit_compile=on", f"--num_gpus={devices}")
+    assert_learned_the_same(train(storage, f"xla_{devices}", *SLOW, *flags), slow_run)
 
 
 @pytest.mark.parametrize("protocol", ["azimuth", pytest.param("elevation", marks=pytest.mark.slow)])
@@ -63,7 +65,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_layer(storag
         *(f"--storage={storage}", "--name=diverges", "--lrn_rate=1e30", "--epoch=1", "--checkpoint_every=1"),
         check=False,
     )
-    expect_one_line(process, "step 1", "NaN or infinite", "layer ")
+    # Some of oneDNN's activation functions hide NaN, so that the loss stays finite. The gradient does not.
+    expect_one_line(process, "step 1", "NaN or infinite", "first seen in ")
     [directory] = (storage / "logs" / "smallNORB").glob("*_diverges")
     kept = tf.train.latest_checkpoint(directory / "train" / "checkpoints")
     assert all(np.isfinite(value).all() for value in weights(directory, kept).values())

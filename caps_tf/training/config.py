@@ -21,7 +21,8 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adam", "radam", "sgd")
 SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
 BACKBONES = ("resnet", "simple")
-SWITCH = ("auto", "on", "off")
+SWITCH = ("on", "off", "auto")
+"""Parameters of earlier runs say auto, which is on."""
 CLUSTERS = ("tf_config", "slurm")
 
 
@@ -162,7 +163,7 @@ class RunConfig:
         CLUSTERS,
     )
     precision: str = _option("float32", "devices", "dtype policy; routing stays in float32", PRECISIONS)
-    jit_compile: str = _option("auto", "devices", "compile the step with XLA; auto: on for a single device", SWITCH)
+    jit_compile: str = _option("on", "devices", "compile the capsules with XLA; auto is on", SWITCH)
 
     check_memory: bool = _option(
         True, "devices", "refuse a run whose training step needs more memory than is free (--nocheck_memory tries it)"
@@ -232,6 +233,11 @@ class RunConfig:
     def uses_spread_loss(self) -> bool:
         """Whether the loss is the spread loss, by name or as the network's own."""
         return self.loss == "spread" or (self.loss == "auto" and self.network == "matrix_capsules")
+
+    @property
+    def uses_xla(self) -> bool:
+        """Whether XLA compiles what a network computes from its first routing on."""
+        return self.jit_compile != "off"
 
     def drop_epochs(self) -> tuple[int, ...]:
         """The epochs after which schedule=steps lowers the learning rate, increasing."""

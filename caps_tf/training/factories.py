@@ -113,13 +113,6 @@ def spread(labels: tf.Tensor, scores: tf.Tensor, margin: tf.Tensor, from_logits:
     return spread_loss(labels, keras.ops.softmax(scores) if from_logits else scores, margin)
 
 
-def use_jit(config: RunConfig, strategy: tf.distribute.Strategy) -> bool:
-    """Whether XLA compiles the training step."""
-    if config.jit_compile == "auto":
-        return strategy.num_replicas_in_sync == 1
-    return config.jit_compile == "on"
-
-
 def capsule_outputs(model: keras.Model) -> dict[str, tuple[keras.KerasTensor, keras.KerasTensor]]:
     """Poses and activations (or scores) of each capsule layer of a model, by layer name, in order; empty for a plain CNN."""
     outputs = {}

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from caps_tf.training.compilation import split_at_routing
 from caps_tf.training.devices import distribute
 
 LossFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -23,7 +24,7 @@ class StepResult(NamedTuple):
     Attributes:
         loss: mean loss of the global batch, without penalties on weights.
         correct: number of examples whose true class had the highest score.
-        gradient_is_finite: float [trainable variables], 1 where no replica saw NaN or infinity.
+        gradient_is_finite: float [trainable variables], 1 where no replica saw NaN, infinity, or what squared is.
         stop: positive if any process asked to stop before this step: all of them learn of it at the same step.
     """
 
@@ -61,9 +62,9 @@ def make_train_step(
     Losses are summed over a replica's examples and divided by the global batch, and gradients are summed over
     replicas (the optimiser does that), so the step does not depend on how the batch is split.
 
-    A step whose loss or gradient is not finite changes no weight by it: zeros go to the optimiser instead, so that
-    the weights can still be asked which layer was the first to fail. Float16 has its own answer to that, the loss
-    scale.
+    A step whose loss or squared gradient is not finite changes no weight by it: zeros go to the optimiser instead, so
+    that the weights can still be asked which layer was the first to fail. Float16 has its own answer to that, the
+    loss scale.
 
     Args:
         strategy: what the model and the optimiser were made under.
@@ -71,28 +72,46 @@ def make_train_step(
         optimizer: a built optimiser.
         loss_function: loss of each example.
         batch_size: examples in the global batch.
-        jit_compile: whether XLA compiles the forward and backward pass. XLA cannot wait for other replicas in the
-            middle of a pass, as synchronised batch norm must, so it is for single-replica strategies.
+        jit_compile: whether XLA compiles the capsules' forward and backward pass.
     """
     variables = model.trainable_variables
     scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    features, capsules = split_at_routing(model)
+
+    def scaled(loss):
+        return optimizer.scale_loss(loss) if scales_loss else loss
+
+    def penalty_of(half, replicas):
+        return tf.add_n(half.losses) / replicas if half.losses else tf.constant(0.0)
+
+    # Its gradient is taken in here, where nothing of the forward pass has to leave what XLA compiles.
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def route(read, label, target, margin, replicas):
+        with tf.GradientTape() as tape:
+            tape.watch(read)
+            scores = capsules(read, training=True)
+            losses = loss_function(label if target is None else target, scores, margin)
+            loss = tf.reduce_sum(losses) / batch_size
+            objective = scaled(loss + penalty_of(capsules, replicas))
+        gradients, of_read = tape.gradient(
+            objective, (capsules.trainable_variables, read), unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
+        is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
+        return loss, tf.reduce_sum(tf.cast(is_correct, tf.float32)), gradients, of_read
 
     def compute_gradients(inputs, label, target, margin, replicas):
         with tf.GradientTape() as tape:
-            scores = model(inputs, training=True)
-            losses = loss_function(label if target is None else target, scores, margin)
-            loss = tf.reduce_sum(losses) / batch_size
-            penalty = tf.add_n(model.losses) / replicas if model.losses else 0.0
-            objective = loss + penalty
-            scaled = optimizer.scale_loss(objective) if scales_loss else objective
-        gradients = tape.gradient(scaled, variables)
-        finite = tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
-        answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
-        is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
-        return loss, tf.reduce_sum(tf.cast(is_correct, tf.float32)), tf.cast(finite, tf.float32), gradients
-
-    if jit_compile:
-        compute_gradients = tf.function(compute_gradients, jit_compile=True, autograph=False)
+            read = features(inputs, training=True)
+            penalty = scaled(penalty_of(features, replicas))
+        loss, correct, gradients, of_read = route(read, label, target, margin, replicas)
+        before = tape.gradient([read, penalty], features.trainable_variables, [of_read, tf.ones_like(penalty)])
+        found = dict(zip(map(id, features.trainable_variables + capsules.trainable_variables), before + gradients))
+        gradients = [found[id(variable)] for variable in variables]
+        # Adam's second moment is of squares: where those overflow, it makes NaN of finite gradients.
+        squares = [tf.reduce_sum(tf.square(tf.cast(gradient, tf.float32))) for gradient in gradients]
+        finite = tf.math.is_finite(tf.stack(squares))
+        return loss, correct, tf.cast(finite, tf.float32), gradients
 
     def replica_step(batch, margin, stop):
         context = tf.distribute.get_replica_context()
@@ -152,26 +171,27 @@ def make_scorer(
         model: to scores, or to a list of outputs whose first are scores, from inputs that have the names of the
             batch's features.
         loss_function: loss of each example.
-        jit_compile: whether XLA compiles the model, for each shape of a batch once.
+        jit_compile: whether XLA compiles the capsules, for each shape of a batch once.
         stop_requested: whether this process wants to stop; asked before each batch.
 
     Returns:
         A generator function. Each example of weight 1 comes back once, in order.
     """
-    features = {each.name for each in model.inputs}
+    names = {each.name for each in model.inputs}
+    features, capsules = split_at_routing(model)
 
     @tf.function(jit_compile=jit_compile, autograph=False)
-    def judge(inputs):
-        return model(inputs, training=False)
+    def route(read):
+        return capsules(read, training=False)
 
     def replica_step(batch, margin, stop):
-        outputs = judge(model_inputs(model, batch))
+        outputs = route(features(model_inputs(model, batch), training=False))
         outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
         losses = loss_function(batch["label"], outputs[0], margin)
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             stop = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(stop))
-        return outputs, losses, {name: value for name, value in batch.items() if name not in features}, stop
+        return outputs, losses, {name: value for name, value in batch.items() if name not in names}, stop
 
     @tf.function(autograph=False)
     def step(batch, margin, stop):

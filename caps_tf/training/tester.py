@@ -11,7 +11,7 @@ from caps_tf.evaluation.predictions import Predictions
 from caps_tf.progress import Progress
 from caps_tf.training.checkpoints import restore
 from caps_tf.training.config import RunConfig
-from caps_tf.training.factories import capsule_outputs, make_loss, make_model, use_jit
+from caps_tf.training.factories import capsule_outputs, make_loss, make_model
 from caps_tf.training.regime import make_margin_schedule
 from caps_tf.training.steps import make_scorer
 
@@ -58,7 +58,7 @@ class Tester:
         self._checkpoint = tf.train.Checkpoint(model=model, step=self._step)
         class_poses = [poses for poses, _ in capsule_outputs(model).values()][-1:]
         judge = keras.Model(model.input, [model.output, *class_poses])
-        self._score = make_scorer(strategy, judge, make_loss(config), use_jit(config, strategy))
+        self._score = make_scorer(strategy, judge, make_loss(config), config.uses_xla)
 
     @property
     def step(self) -> int:

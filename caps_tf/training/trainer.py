@@ -13,7 +13,7 @@ from caps_tf.errors import Preempted, UserError
 from caps_tf.training.checkpoints import Checkpoints
 from caps_tf.training.config import RunConfig
 from caps_tf.training.devices import distribute, is_chief, num_processes
-from caps_tf.training.factories import capsule_outputs, make_loss, make_model, use_jit
+from caps_tf.training.factories import capsule_outputs, make_loss, make_model
 from caps_tf.training.logs import TrainingLog
 from caps_tf.training.preemption import StopSignal
 from caps_tf.training.regime import make_gauges, make_margin_schedule, make_optimizer
@@ -82,7 +82,7 @@ class Trainer:
         self._margin_schedule = make_margin_schedule(config)
         self._gauges = make_gauges(config, data.steps_per_epoch)
         self._train_step = make_train_step(
-            strategy, self.model, self._optimizer, loss_function, config.batch_size, use_jit(config, strategy)
+            strategy, self.model, self._optimizer, loss_function, config.batch_size, config.uses_xla
         )
         weights = {id(variable) for variable in self.model.weights}
         self._random_states = [variable for variable in self.model.variables if id(variable) not in weights]
@@ -93,7 +93,7 @@ class Trainer:
             strategy,
             keras.Model(self.model.input, [self.model.output, *activations]),
             loss_function,
-            use_jit(config, strategy),
+            config.uses_xla,
             lambda: self._stop.requested,
         )
 
