@@ -84,6 +84,11 @@ def make_train_step(
     def penalty_of(half, replicas):
         return tf.add_n(half.losses) / replicas if half.losses else tf.constant(0.0)
 
+    def or_zeros(gradients, variables):
+        """Zero is the gradient of what is not used: Heinsen's betas, with a single iteration."""
+        pairs = zip(gradients, variables, strict=True)
+        return [tf.zeros(variable.shape, variable.dtype) if gradient is None else gradient for gradient, variable in pairs]
+
     # Its gradient is taken in here, where nothing of the forward pass has to leave what XLA compiles.
     @tf.function(jit_compile=jit_compile, autograph=False)
     def route(read, label, target, margin, replicas):
@@ -93,19 +98,20 @@ def make_train_step(
             losses = loss_function(label if target is None else target, scores, margin)
             loss = tf.reduce_sum(losses) / batch_size
             objective = scaled(loss + penalty_of(capsules, replicas))
-        gradients, of_read = tape.gradient(
-            objective, (capsules.trainable_variables, read), unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        gradients, of_read = tape.gradient(objective, (capsules.trainable_variables, read))
+        of_read = [tf.zeros_like(each) if gradient is None else gradient for each, gradient in zip(read, of_read)]
         answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
         is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
-        return loss, tf.reduce_sum(tf.cast(is_correct, tf.float32)), gradients, of_read
+        correct = tf.reduce_sum(tf.cast(is_correct, tf.float32))
+        return loss, correct, or_zeros(gradients, capsules.trainable_variables), of_read
 
     def compute_gradients(inputs, label, target, margin, replicas):
         with tf.GradientTape() as tape:
-            read = features(inputs, training=True)
+            read = keras.tree.flatten(features(inputs, training=True))
             penalty = scaled(penalty_of(features, replicas))
         loss, correct, gradients, of_read = route(read, label, target, margin, replicas)
         before = tape.gradient([read, penalty], features.trainable_variables, [of_read, tf.ones_like(penalty)])
+        before = or_zeros(before, features.trainable_variables)
         found = dict(zip(map(id, features.trainable_variables + capsules.trainable_variables), before + gradients))
         gradients = [found[id(variable)] for variable in variables]
         # Adam's second moment is of squares: where those overflow, it makes NaN of finite gradients.
