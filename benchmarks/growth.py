@@ -80,6 +80,8 @@ def measure_growth(path: Path, small: bool, settings: Settings) -> None:
 
 def draw(source: Path, target: Path) -> None:
     """Time above, memory below, an axis a column, both logarithmic: a straight line of slope 1 is linear growth."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     from caps_tf.evaluation.style import COLORS, add_legend, new_figure, save_figure, style_axes
 
     with open(source, newline="") as file:
@@ -100,6 +102,9 @@ def draw(source: Path, target: Path) -> None:
             style_axes(axes, axis, label if column == 0 else "")
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             ticks = sorted({int(line["value"]) for line in lines if line["axis"] == axis})
             axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     add_legend(grid[0, 0])
