@@ -97,7 +97,7 @@ def test_figures_of_a_busy_machine_are_marked_preliminary():
 def test_the_input_pipeline_is_compared_with_the_fastest_network_that_it_feeds():
     lines = [line("em_1", per_second=500.0), line("em_2", per_second=100.0), line("input_png", per_second=10_000.0, remark="")]
     table = results.tables(results.merge([], lines))
-    assert "20.0 times em_1" in table
+    assert "20.0 times what em_1 consumes" in table
 
 
 def test_the_tables_go_between_the_marks_of_the_readme_and_nothing_else_moves(tmp_path):

@@ -84,10 +84,10 @@ def make_train_step(
     def penalty_of(half, replicas):
         return tf.add_n(half.losses) / replicas if half.losses else tf.constant(0.0)
 
-    def or_zeros(gradients, variables):
+    def or_zeros(gradients, sources):
         """Zero is the gradient of what is not used: Heinsen's betas, with a single iteration."""
-        pairs = zip(gradients, variables, strict=True)
-        return [tf.zeros(variable.shape, variable.dtype) if gradient is None else gradient for gradient, variable in pairs]
+        pairs = zip(gradients, sources, strict=True)
+        return [tf.zeros_like(source) if gradient is None else gradient for gradient, source in pairs]
 
     # Its gradient is taken in here, where nothing of the forward pass has to leave what XLA compiles.
     @tf.function(jit_compile=jit_compile, autograph=False)
@@ -99,11 +99,10 @@ def make_train_step(
             loss = tf.reduce_sum(losses) / batch_size
             objective = scaled(loss + penalty_of(capsules, replicas))
         gradients, of_read = tape.gradient(objective, (capsules.trainable_variables, read))
-        of_read = [tf.zeros_like(each) if gradient is None else gradient for each, gradient in zip(read, of_read)]
         answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
         is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
         correct = tf.reduce_sum(tf.cast(is_correct, tf.float32))
-        return loss, correct, or_zeros(gradients, capsules.trainable_variables), of_read
+        return loss, correct, or_zeros(gradients, capsules.trainable_variables), or_zeros(of_read, read)
 
     def compute_gradients(inputs, label, target, margin, replicas):
         with tf.GradientTape() as tape:

@@ -221,7 +221,8 @@ class Trainer:
         culprit = self._first_layer_that_fails(batch)
         if culprit is None and not gradient_is_finite.all():
             paths = [variable.path for variable in self.model.trainable_variables]
-            culprit = f"gradient of {paths[int(np.argmin(gradient_is_finite))]}"
+            layer, _, weight = paths[int(np.argmin(gradient_is_finite))].rpartition("/")
+            culprit = f"layer {layer}, in the gradient of its {weight}"
         raise UserError(
             f"step {step}: the loss or its gradient is NaN or infinite, first seen in {culprit or 'the loss'}; the "
             f"checkpoints in {self._directory / 'checkpoints'} are from before: continue from them with a lower "
