@@ -1,6 +1,7 @@
 """Trains and validates a capsule network.
 
     python train_val.py --dataset=smallNORB --name=first
+    python train_val.py --preset=list                                 # named flags; --preset=NAME trains with them
     python train_val.py --load_dir=logs/smallNORB/<date>_first        # continue where it stopped
     python train_val.py --helpfull                                    # all flags, in groups
 
@@ -25,6 +26,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 from caps_tf.errors import UserError, run_script
 from caps_tf.files import locked
 from caps_tf.limits import check_address_space
+from caps_tf.presets import list_presets, load_preset
 from caps_tf.training.config import RunConfig, load_params, save_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "continue the run in this directory, with its parameters")
@@ -62,21 +64,34 @@ def define_flags() -> None:
 
 
 def resolve_config() -> RunConfig:
-    """Parameters: what the command line says, else what the file says, else the defaults."""
+    """Parameters: what the command line says, else what the preset or the file says, else the defaults."""
     for name, reason in RETIRED_FLAGS.items():
         if flags.FLAGS[name].present:
             raise UserError(f"--{name} no longer exists: {reason}")
     if LOAD_DIR.value and PARAMS_PATH.value:
         raise UserError("--load_dir brings its own params.json: give one of --load_dir and --params_path")
+    preset = flags.FLAGS["preset"]
+    if preset.present and (LOAD_DIR.value or PARAMS_PATH.value):
+        raise UserError("--preset is for a new run, and --load_dir and --params_path bring their params.json: give one")
     params = {}
     if LOAD_DIR.value:
         params = load_params(Path(LOAD_DIR.value, "train", "params.json"))
     elif PARAMS_PATH.value:
         params = load_params(PARAMS_PATH.value)
+    elif preset.value:
+        params = dict(load_preset(preset.value).flags)
     for option in dataclasses.fields(RunConfig):
         if flags.FLAGS[option.name].present:
             params[option.name] = flags.FLAGS[option.name].value
     return RunConfig(**params)
+
+
+def print_presets() -> None:
+    """One line for each preset: its name and what it is."""
+    presets = list_presets()
+    width = max(map(len, presets))
+    for name, preset in presets.items():
+        print(f"{name:{width}}  {preset.about.summary}")
 
 
 def make_run_directory(config: RunConfig) -> Path:
@@ -111,6 +126,9 @@ def find_checkpoint(directory: Path) -> str | None:
 
 
 def main(argv: list[str]) -> None:
+    if flags.FLAGS["preset"].value == "list":
+        print_presets()
+        return
     config = resolve_config()
     directory = make_run_directory(config)
     train_directory = directory / "train"

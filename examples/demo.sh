@@ -13,11 +13,8 @@ run() {
 # 50 toys from 3 elevations and 9 azimuths in 2 lights: 2 x 1,350 stereo pairs. The test toys are never trained on.
 run "$python" data/render_norb.py --storage="$storage" --elevations=3 --azimuths=9 --lightings=2
 run "$python" data/convert_to_tfrecord.py --dataset=renderedNORB --storage="$storage"
-# Fewer capsules and smaller images than published, cross-entropy, whose gradient needs no margin to grow first, and a
-# steeper inverse temperature: what two cores learn in four minutes.
-run "$python" train_val.py --dataset=renderedNORB --storage="$storage" --name=demo --epoch=15 --batch_size=32 \
-  --A=32 --B=8 --C=8 --D=8 --final_lambda=0.02 --resize=30 --image_size=24 --augment=crop --loss=cross_entropy \
-  --lrn_decay=0.8 --lrn_decay_steps=150
+# What the preset is: caps_tf/presets/demo.toml.
+run "$python" train_val.py --preset=demo --dataset=renderedNORB --storage="$storage" --name=demo
 newest=$(find "$storage/logs/renderedNORB" -maxdepth 1 -name '*_demo' | sort | tail -n 1)
 run "$python" test.py --load_dir="$newest"
 echo "Look at $newest/test/*/report.html, or run: tensorboard --logdir=$storage/logs"

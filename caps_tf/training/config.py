@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ class RunConfig:
         True, "devices", "refuse a run whose training step needs more memory than is free (--nocheck_memory tries it)"
     )
 
+    preset: str = _option("", "run", "named flags for a new run, which other flags overrule; --preset=list names them")
     name: str = _option("", "run", "name of the run: logs/<dataset>/<date>_<name>")
     log_every: int = _option(50, "run", "steps between two lines of the log")
     checkpoint_every: int = _option(0, "run", "steps between two checkpoints, 0 for one an epoch")
@@ -309,15 +311,24 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error}): mend it, or train anew") from None
     if not isinstance(params, dict):
         raise UserError(f"{path}: expected an object of parameters, not {type(params).__name__}")
-    fields = {option.name: option for option in dataclasses.fields(RunConfig)}
-    unknown = sorted(set(params) - set(fields))
+    unknown = sorted(set(params) - {option.name for option in dataclasses.fields(RunConfig)})
     if unknown:
         raise UserError(f"{path}: this version has no parameter {unknown[0]!r}: use the version that wrote it")
     try:
-        # JSON has one kind of number: 1 stands for 1.0.
-        return {
-            name: float(value) if fields[name].type is float and type(value) is int else value
-            for name, value in params.items()
-        }
+        return whole_numbers_as_floats(params)
     except OverflowError:
         raise UserError(f"{path}: holds a number that is too large: mend it, or train anew") from None
+
+
+def whole_numbers_as_floats(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as `RunConfig` takes them: JSON and TOML files may say 1 where it wants 1.0.
+
+    Raises:
+        OverflowError: if a number is too large for a float.
+
+    Example:
+        >>> whole_numbers_as_floats({"lrn_rate": 1, "epoch": 1})
+        {'lrn_rate': 1.0, 'epoch': 1}
+    """
+    floats = {option.name for option in dataclasses.fields(RunConfig) if option.type is float}
+    return {name: float(value) if name in floats and type(value) is int else value for name, value in params.items()}
