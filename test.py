@@ -72,13 +72,14 @@ def main(argv: list[str]) -> None:
         if not writes:
             continue
         report_directory = directory / "test" / Path(checkpoint).name
+        sizes = {"parameters": tester.num_parameters, "training_examples": data.num_training}
         write_report(
             report_directory,
             predictions,
             log_path,
             images,
             title=f"{config.network} on {Path(config.dataset).name}",
-            details={"checkpoint": checkpoint, "step": tester.step, **dataclasses.asdict(config)},
+            details={"checkpoint": checkpoint, "step": tester.step, **sizes, **dataclasses.asdict(config)},
         )
         for name, part in predictions.items():
             print(

@@ -51,8 +51,14 @@ def children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def describe_commit(*paths: str) -> str:
+    """Short hash of the commit, with "+" for changes on top of it; of `paths` only, and then new files count too."""
+    considered = ("--", *paths) if paths else ("-uno",)
+    return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", *considered) else "")
+
+
 def describe_machine() -> dict[str, str]:
-    """Processor, versions, and the commit that was measured ("+" for changes on top of it)."""
+    """Processor, versions, and the commit that was measured."""
     try:
         [model, *_] = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except (OSError, ValueError):
@@ -65,7 +71,7 @@ def describe_machine() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": describe_commit(),
         "machine": f"{model}, {os.cpu_count()} cores",
         "versions": ", ".join(versions),
     }

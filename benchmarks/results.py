@@ -1,10 +1,12 @@
 """Results: a CSV file with one line for each row and place, and the table that the README shows."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.rows import DATA_ROWS, NETWORK_ROWS, Figures, Row
+from caps_tf.files import write_atomically
 
 COLUMNS = (
     *("name", "batch", "seconds", "fastest", "slowest", "steps", "per_second", "compile_seconds"),
@@ -46,11 +48,12 @@ def merge(old: Sequence[Result], new: Iterable[dict[str, object]]) -> list[Resul
     return sorted(by_key.values(), key=lambda result: (*key(result)[1:], order.index(result["name"])))
 
 
-def write(path: Path, results: Sequence[Result]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(results)
+def write(path: Path, results: Sequence[Result], columns: Sequence[str] = COLUMNS) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results)
+    write_atomically(path, text.getvalue().encode())
 
 
 def lower_limit(result: Result) -> float | None:
@@ -78,11 +81,11 @@ def _section(place: tuple[str, str], results: dict[str, Result]) -> str:
             *("network", "batch", "published s", "GB", "by hand s", "GB", "wanted s", "GB"),
             *("**ours s**", "**GB**", "faster", "smaller", "before GB", "compile s", "least s", "gap"),
         )
-        parts.append(_markdown(heading, networks))
+        parts.append(markdown(heading, networks))
     data = [_data_line(row, results) for row in DATA_ROWS if row.name in results]
     if data:
         heading = ("data", "images/s", "seconds", "peak MB", "MB/s written", "cores used", "against training")
-        parts.append(_markdown(heading, data))
+        parts.append(markdown(heading, data))
     return "\n\n".join(parts)
 
 
@@ -170,15 +173,20 @@ def _times(one: float | None, other: float) -> str:
     return "" if one is None else f"{one / other:.1f}"
 
 
-def _markdown(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *lines))
 
 
 def put_into(readme: Path, results: Sequence[Result]) -> None:
-    """Replaces what stands between the two marks of a README."""
-    text = readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
+    """Writes the tables between the two marks of a README."""
+    put_between(readme, BEGIN, END, tables(results))
+
+
+def put_between(readme: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what stands between two marks of a README, and nothing else."""
+    before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
-        raise ValueError(f"{readme}: lacks the lines {BEGIN!r} and {END!r}: put them where the tables go")
-    readme.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{readme}: lacks the lines {begin!r} and {end!r}: put them where the tables go")
+    write_atomically(readme, f"{before}{begin}\n\n{text}\n\n{end}{after}".encode())

@@ -2,9 +2,8 @@
 
     python data/check_rendered_norb.py --data_dir=data/renderedNORB
 
-Prints the test accuracy of the nearest neighbour in raw pixels (it stays under 70 %: see the README), and the mean
-and deviation of the brightness by category with the accuracy of a classifier that knows only these two. Works on any
-NORB files, smallNORB's too. Chance is 20 %.
+Prints the test accuracy of the nearest neighbour in raw pixels, and the mean and deviation of the brightness by category
+with the accuracy of a classifier that knows only these two. Works on any NORB files, smallNORB's too. Chance is 20 %.
 """
 
 import sys

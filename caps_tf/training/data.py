@@ -25,12 +25,14 @@ class TestData(NamedTuple):
     Attributes:
         input_shapes: shape of each feature that a network may read, by name.
         class_names: in the order of the labels.
+        num_training: examples that the run trains on.
         parts: "test", or "familiar" and "novel" viewpoints.
         find_damage: names what cannot be read, or None.
     """
 
     input_shapes: Mapping[str, tuple[int | None, ...]]
     class_names: tuple[str, ...]
+    num_training: int
     parts: dict[str, TestPart]
     find_damage: Callable[[], str | None]
 
@@ -69,15 +71,17 @@ def make_test_data(config: RunConfig) -> TestData:
         UserError: if the data are missing, or do not suit the parameters.
     """
     source = _open(config)
+    train = source.splits["train"]
     return TestData(
         input_shapes=source.input_shapes,
-        class_names=source.splits["train"].dataset.class_names,
+        class_names=train.dataset.class_names,
+        num_training=source.num_examples(train),
         parts={
             name: TestPart(source.evaluation(split), source.num_examples(split))
             for name, split in source.splits.items()
             if name not in ("train", "validation")
         },
-        find_damage=functools.partial(find_damage, source.splits["train"].dataset),
+        find_damage=functools.partial(find_damage, train.dataset),
     )
 
 

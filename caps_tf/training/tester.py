@@ -1,5 +1,6 @@
 """Tests a trained network: from checkpoints and batches to predictions."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ class Tester:
 
     Attributes:
         step: the training step of the restored checkpoint.
+        num_parameters: trainable parameters of the network.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Tester:
         with strategy.scope():
             model = make_model(config, input_shapes, len(class_names))
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.num_parameters = sum(math.prod(weights.shape) for weights in model.trainable_weights)
         self._checkpoint = tf.train.Checkpoint(model=model, step=self._step)
         class_poses = [poses for poses, _ in capsule_outputs(model).values()][-1:]
         judge = keras.Model(model.input, [model.output, *class_poses])

@@ -1,0 +1,235 @@
+"""Trains presets with several seeds, tests them, and keeps the accuracies: benchmarks/accuracy.csv, a line a run.
+
+    python -m benchmarks.accuracy --presets=demo --seeds=3 --dataset=renderedNORB --storage=build/demo
+    python -m benchmarks.accuracy --presets=demo --dataset=renderedNORB --flags="--viewpoints=azimuth"
+    python -m benchmarks.accuracy --table                    # runs nothing: only writes the README's table
+
+A run is train_val.py and then test.py with its last checkpoint, each a process of its own. What is in the file already
+(the same preset, data, seed and flags) is not run again, so that a command that was interrupted goes on when it is
+given again; a run that failed or was interrupted leaves no line. After a change of a preset measure it with --again.
+With --output=<file> the lines go to that CSV file and the README stays as it is.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import results
+from benchmarks.process import ROOT, describe_commit, describe_machine
+from benchmarks.results import Result
+from caps_tf.errors import UserError
+from caps_tf.presets import OF_A_RUN, Preset, load_preset
+from caps_tf.training.config import RunConfig
+
+ACCURACIES = Path(__file__).resolve().parent / "accuracy.csv"
+KEY = ("data", "preset", "flags", "seed")
+SAME = ("train_images", "test_images", "novel_images", "parameters", "steps")
+"""What the seeds of a preset have in common; where it differs, the preset or the data have changed meanwhile."""
+COLUMNS = (
+    *("preset", "data", "dataset", "flags", "seed", *SAME),
+    *("seconds", "familiar", "novel", "commit", "machine", "date"),
+)
+MEASURED = ("caps_tf", "train_val.py", "test.py")
+BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--presets", default="", help="names with commas between them")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, counted from 0 [%(default)s]")
+    parser.add_argument("--dataset", default="", help="instead of the preset's")
+    parser.add_argument("--data_dir", default="", help="where the data set is, as train_val.py takes it")
+    parser.add_argument("--storage", default="", help="directory that holds data/ and logs/, as train_val.py takes it")
+    parser.add_argument("--flags", type=shlex.split, default=[], help="more flags of train_val.py, in one argument")
+    parser.add_argument("--label", default="", help="what the table calls the data, instead of the data set's name")
+    parser.add_argument("--again", action="store_true", help="run also what is in the file; the new lines replace it")
+    parser.add_argument("--table", action="store_true", help="run nothing: write the table of what was measured")
+    parser.add_argument("--output", type=Path, default=ACCURACIES)
+    arguments = parser.parse_args()
+    if arguments.seeds < 1 or not (arguments.presets or arguments.table):
+        parser.error("give --presets=<names> and at least one seed, or --table")
+    return arguments
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """Runs what is not in the file yet, and appends a line after each run.
+
+    Returns:
+        How many runs failed.
+    """
+    refused = {*OF_A_RUN, "dataset", "seed", "load_dir", "params_path"}
+    for flag in arguments.flags:
+        if flag.lstrip("-").partition("=")[0] in refused:
+            raise UserError(f"--flags takes no {flag}: this command gives that flag itself")
+    presets = [load_preset(name) for name in arguments.presets.split(",")]
+    failed = 0
+    for preset in presets:
+        dataset = arguments.dataset or preset.flags.get("dataset", RunConfig.dataset)
+        about = {"preset": preset.name, "data": arguments.label or Path(dataset).name, "dataset": arguments.dataset}
+        for seed in range(arguments.seeds):
+            line = {**about, "flags": shlex.join(arguments.flags), "seed": str(seed)}
+            if not arguments.again and any(_key(line) == _key(old) for old in results.read(arguments.output)):
+                print(f"{preset.name}, seed {seed}: is in {arguments.output.name}", file=sys.stderr)
+                continue
+            try:
+                line |= run(preset, seed, arguments)
+            except subprocess.CalledProcessError as error:
+                script, failed = Path(error.cmd[1]).name, failed + 1
+                print(f"error: {preset.name}, seed {seed}: {script} failed, as it says above", file=sys.stderr)
+                continue
+            print(json.dumps(line), flush=True)
+            # Read anew: another process may have appended meanwhile.
+            results.write(arguments.output, merge(results.read(arguments.output), line), COLUMNS)
+    return failed
+
+
+def run(preset: Preset, seed: int, arguments: argparse.Namespace) -> Result:
+    """Trains and tests one seed.
+
+    Returns:
+        The rest of its line.
+
+    Raises:
+        subprocess.CalledProcessError: if a script fails.
+    """
+    where = {"machine": describe_machine()["machine"], "commit": describe_commit(*MEASURED)}
+    places = [f"--{name}={getattr(arguments, name)}" for name in ("dataset", "data_dir", "storage")]
+    places = [flag for flag in places if not flag.endswith("=")]
+    name = f"--name={preset.name}_seed{seed}"
+    start = time.monotonic()
+    told = _script("train_val.py", f"--preset={preset.name}", *places, *arguments.flags, f"--seed={seed}", name)
+    seconds = time.monotonic() - start
+    directory = Path(re.search(r"^trained: (.*)$", told, re.MULTILINE)[1])
+    _script("test.py", f"--load_dir={directory}")
+    [path] = (directory / "test").glob("*/report.json")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return {**figures(report), "seconds": f"{seconds:.1f}", **where, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+
+
+def figures(report: dict) -> Result:
+    """What a report of test.py says of sizes and accuracies; without the viewpoint protocol all views are familiar."""
+    parts, details = report["parts"], report["details"]
+    familiar, novel = parts.get("familiar") or parts["test"], parts.get("novel", {})
+    found = {
+        "train_images": details["training_examples"],
+        "test_images": familiar["num_examples"],
+        "novel_images": novel.get("num_examples", ""),
+        "parameters": details["parameters"],
+        "steps": details["step"],
+        "familiar": familiar["accuracy"],
+        "novel": novel.get("accuracy", ""),
+    }
+    return {name: str(value) for name, value in found.items()}
+
+
+def _script(name: str, *flags: str) -> str:
+    """Runs a script; what it says while it runs stays visible, and its result is returned."""
+    command = [sys.executable, str(ROOT / name), *flags]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def _key(line: Result) -> tuple[str, ...]:
+    return tuple(line[name] for name in KEY)
+
+
+def merge(lines: Iterable[Result], new: Result) -> list[Result]:
+    """Adds a line in the place of an old one of the same preset, data, flags and seed; sorted by them.
+
+    Example:
+        >>> line = {"preset": "demo", "data": "toys", "flags": "", "seed": "0", "familiar": "0.5"}
+        >>> [each["familiar"] for each in merge([line, {**line, "seed": "1"}], {**line, "familiar": "0.75"})]
+        ['0.75', '0.5']
+    """
+    kept = [line for line in lines if _key(line) != _key(new)]
+    return sorted([*kept, new], key=lambda line: (*_key(line)[:-1], int(line["seed"])))
+
+
+def table(lines: Sequence[Result]) -> str:
+    """The lines as Markdown, a row for each data set, preset and flags: mean and deviation over their seeds.
+
+    Raises:
+        UserError: if the lines of a row are not of the same network and data.
+    """
+    if not lines:
+        return "Nothing has been measured yet."
+    rows: dict[tuple[str, ...], list[Result]] = {}
+    for line in lines:
+        rows.setdefault(_key(line)[:-1], []).append(line)
+    heading = ("data", "preset", "parameters", "test accuracy", "on novel views", "seeds", "minutes", "command")
+    machines, dates = (sorted({line[name] for line in lines}) for name in ("machine", "date"))
+    days = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
+    return (
+        results.markdown(heading, [_row(row) for row in rows.values()])
+        + "\n\nMean ± standard deviation over the seeds, of the last checkpoint; trainable parameters; minutes of training. "
+        + f"Measured on {' and on '.join(machines)}, {days}; benchmarks/accuracy.csv has each run with its commit."
+    )
+
+
+def _row(lines: Sequence[Result]) -> list[str]:
+    first = lines[0]
+    for name in SAME:
+        if len({line[name] for line in lines}) > 1:
+            raise UserError(
+                f"{first['preset']} on {first['data']}: its seeds differ in {name}, so the preset or the data have changed "
+                "since: measure all of them with --again"
+            )
+    train, test, novel, parameters = (f"{int(first[name]):,}" if first[name] else "" for name in SAME[:4])
+    sizes = f"{train} to train, {test} to test" + (f", {novel} novel" if novel else "")
+    dataset = [f"--dataset={first['dataset']}"] if first["dataset"] else []
+    command = ["python", "train_val.py", f"--preset={first['preset']}", *dataset, *shlex.split(first["flags"])]
+    return [
+        f"{first['data']} ({sizes})",
+        first["preset"],
+        parameters,
+        _accuracy([line["familiar"] for line in lines]),
+        _accuracy([line["novel"] for line in lines]) if novel else "",
+        str(len(lines)),
+        f"{statistics.mean(float(line['seconds']) for line in lines) / 60:.1f}",
+        f"`{shlex.join(command)}`",
+    ]
+
+
+def _accuracy(fractions: Sequence[str]) -> str:
+    """Mean and, of several, standard deviation in percent.
+
+    Example:
+        >>> _accuracy(["0.5"]), _accuracy(["0.5", "0.7"])
+        ('50.0 %', '60.0 ± 14.1 %')
+    """
+    percent = [100 * float(fraction) for fraction in fractions]
+    deviation = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
+    return f"{statistics.mean(percent):.1f}{deviation} %"
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    # As an exception, so that the script that runs is stopped too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        failed = 0 if arguments.table else measure(arguments)
+        told = table(results.read(arguments.output))
+        print(told)
+        if arguments.output == ACCURACIES:
+            results.put_between(ROOT / "README.md", BEGIN, END, told)
+        return 1 if failed else 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted: the same command goes on with the runs that are missing", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""`python -m benchmarks.accuracy` runs what is missing, keeps one line a run, and the README's table says what the file says."""
+
+import doctest
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import accuracy, results
+from caps_tf.errors import UserError
+from caps_tf.files import locked
+from caps_tf.presets import load_preset
+from tests.small_norb import ROOT
+
+PRESET = "hinton2018_smallnorb"
+# 300 training pairs of both cameras, 17 pixels; two steps of 256.
+SMALL = (
+    "--image_size=17 --resize=0 --A=4 --B=2 --C=3 --D=3 --batch_size=256 --jit_compile=off --epoch=1 --log_every=1 "
+    "--margin_steps=5"
+)
+
+
+def command(output, *flags):
+    return [sys.executable, "-m", "benchmarks.accuracy", f"--output={output}", *flags]
+
+
+def run(output, *flags):
+    return subprocess.run(command(output, *flags), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+
+
+def line(**values):
+    kept = dict.fromkeys(accuracy.COLUMNS, "")
+    kept |= {"preset": "demo", "data": "toys", "seed": "0", "train_images": "1080", "test_images": "2700"}
+    kept |= {"parameters": "24434", "steps": "450", "seconds": "90", "familiar": "0.7", "commit": "abc"}
+    return kept | {"machine": "one", "date": "2026-11-27"} | values
+
+
+@pytest.fixture(scope="module")
+def measured(storage):
+    """Two seeds, trained and tested by the command, and the command's output."""
+    output = storage / "accuracy.csv"
+    flags = (f"--presets={PRESET}", f"--storage={storage}", f"--flags={SMALL}")
+    process = run(output, *flags, "--seeds=2")
+    assert process.returncode == 0, process.stderr[-4000:]
+    return output, flags, process
+
+
+def test_each_seed_gets_a_line_with_what_its_run_and_its_report_say(measured, storage):
+    output, _, process = measured
+    lines = results.read(output)
+    assert [each["seed"] for each in lines] == ["0", "1"]
+    runs = sorted((storage / "logs" / "smallNORB").glob(f"*_{PRESET}_seed*"))
+    assert len(runs) == 2
+    for seed, (each, directory) in enumerate(zip(lines, runs, strict=True)):
+        assert directory.name.endswith(f"seed{seed}")
+        assert (each["preset"], each["data"], each["flags"]) == (PRESET, "smallNORB", SMALL)
+        # Five categories, five toys, three elevations, four azimuths, two cameras; two whole batches of 256.
+        assert each["train_images"] == each["test_images"] == str(5 * 5 * 3 * 4 * 2)
+        assert (each["steps"], each["novel"], each["novel_images"]) == ("2", "", "")
+        assert 0 <= float(each["familiar"]) <= 1 and float(each["seconds"]) > 1
+        assert re.fullmatch(r"[0-9a-f]{7,}\+?|\+?", each["commit"]) and "cores" in each["machine"]
+        assert f'"seed": {seed},' in (directory / "train" / "params.json").read_text()
+    assert lines[0]["parameters"] == lines[1]["parameters"]
+    assert accuracy.table(lines) in process.stdout
+
+
+def test_the_parameters_counted_are_the_trainable_ones_of_the_network(measured):
+    from caps_tf.models import matrix_capsules
+
+    model = matrix_capsules((17, 17, 1), 5, A=4, B=2, C=3, D=3)
+    expected = sum(int(weights.numpy().size) for weights in model.trainable_weights)
+    assert results.read(measured[0])[0]["parameters"] == str(expected)
+
+
+def test_what_is_in_the_file_is_not_run_again_and_a_run_that_is_stopped_adds_nothing(measured):
+    output, flags, _ = measured
+    before = output.read_bytes()
+    # Seeds 0 and 1 are there: at once it trains seed 2. SIGTERM to this process only must stop the training too.
+    process = subprocess.Popen(command(output, *flags, "--seeds=3"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    told = []
+    for text in process.stderr:
+        told.append(text)
+        if text.startswith("training in "):
+            process.send_signal(signal.SIGTERM)
+            break
+    assert sum("is in accuracy.csv" in text for text in told) == 2
+    assert process.wait(60) == 128 + signal.SIGTERM
+    process.stderr.close()
+    assert output.read_bytes() == before
+    directory = re.match(r"training in (.*) on ", told[-1]).group(1)
+    assert directory.endswith("_seed2")
+    with locked(directory, "still trains"):
+        pass
+
+
+def test_a_run_that_fails_adds_nothing_and_is_named(measured, tmp_path):
+    output, flags, _ = measured
+    before = output.read_bytes()
+    process = run(output, *flags[:1], f"--storage={tmp_path}", "--flags=--epoch=1", "--seeds=1")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert f"error: {PRESET}, seed 0: train_val.py failed" in process.stderr and "download.sh" in process.stderr
+    assert output.read_bytes() == before
+
+
+def test_other_flags_data_or_presets_are_other_runs_and_again_replaces_a_line():
+    lines = []
+    for values in ({}, {"flags": "--epoch=1"}, {"data": "others"}, {"preset": "x"}, {"seed": "10"}, {"seed": "9"}):
+        lines = accuracy.merge(lines, line(**values))
+    assert len(lines) == 6
+    assert [each["seed"] for each in lines if accuracy._key(each)[:3] == ("toys", "demo", "")] == ["0", "9", "10"]
+    replaced = accuracy.merge(lines, line(familiar="0.9"))
+    assert len(replaced) == 6 and [each["familiar"] for each in replaced].count("0.9") == 1
+
+
+def test_a_report_on_novel_viewpoints_gives_both_accuracies():
+    details = {"training_examples": 10, "parameters": 7, "step": 3}
+    parts = {"familiar": {"num_examples": 4, "accuracy": 0.75}, "novel": {"num_examples": 8, "accuracy": 0.5}}
+    found = accuracy.figures({"details": details, "parts": parts})
+    assert (found["familiar"], found["novel"]) == ("0.75", "0.5")
+    assert (found["test_images"], found["novel_images"]) == ("4", "8")
+
+
+def test_the_table_has_mean_deviation_minutes_and_command():
+    # 70, 72 and 74 %: mean 72, deviation 2. 60 and 62 %: mean 61, deviation sqrt(2).
+    views = {"flags": "--viewpoints=azimuth", "dataset": "toys", "novel_images": "5400"}
+    lines = [line(seed=str(seed), familiar=str(0.7 + 0.02 * seed), seconds=str(60 * (seed + 1))) for seed in range(3)]
+    lines += [line(seed=str(seed), novel=str(0.6 + 0.02 * seed), **views) for seed in range(2)]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in accuracy.table(lines).splitlines()[2:4]]
+    assert rows[0][0] == "toys (1,080 to train, 2,700 to test)"
+    assert rows[0][1:] == ["demo", "24,434", "72.0 ± 2.0 %", "", "3", "2.0", "`python train_val.py --preset=demo`"]
+    assert rows[1][0].endswith("5,400 novel)") and rows[1][3:6] == ["70.0 ± 0.0 %", "61.0 ± 1.4 %", "2"]
+    assert rows[1][-1] == "`python train_val.py --preset=demo --dataset=toys --viewpoints=azimuth`"
+
+
+def test_the_examples_in_its_docstrings_are_right():
+    assert doctest.testmod(accuracy).failed == 0
+
+
+def test_seeds_of_a_preset_that_has_changed_are_not_averaged():
+    with pytest.raises(UserError, match="differ in parameters.*--again"):
+        accuracy.table([line(), line(seed="1", parameters="9")])
+
+
+def test_an_unknown_preset_and_flags_that_the_command_gives_itself_are_refused_in_one_line(tmp_path):
+    output = tmp_path / "accuracy.csv"
+    for flags, word in (("--presets=dmo", "demo"), ("--presets=demo --flags=--seed=3", "--seed=3")):
+        process = run(output, *flags.split())
+        assert process.returncode == 1 and process.stderr.count("\n") == 1 and word in process.stderr
+    assert not output.exists()
+
+
+def test_the_table_in_the_readme_says_what_the_file_says_and_nothing_else():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    between = text.partition(accuracy.BEGIN)[2].partition(accuracy.END)[0]
+    assert between.strip() == accuracy.table(results.read(accuracy.ACCURACIES)), "python -m benchmarks.accuracy --table"
+
+
+def test_every_line_of_the_file_is_of_a_preset_that_exists():
+    for each in results.read(accuracy.ACCURACIES):
+        load_preset(each["preset"])
