@@ -6,6 +6,8 @@ import threading
 from collections import Counter
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# oneDNN sums in another order: gradients of three routing iterations then leave the tolerance of the reference values.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import keras
 import pytest

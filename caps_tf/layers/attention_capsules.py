@@ -8,7 +8,7 @@ from keras import ops
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.grouping import images_at_a_time
-from caps_tf.routing.inverted_attention import first_parents, next_parents
+from caps_tf.routing.inverted_attention import first_parents, next_parents, shared_parents
 
 
 class AttentionCapsules(keras.layers.Layer):
@@ -97,6 +97,10 @@ class AttentionCapsules(keras.layers.Layer):
         else:
             children, kernel, parents = (ops.cast(tensor, self._precision) for tensor in (children, kernel, parents))
             routed = next_parents(children, kernel, parents, self._group(children.shape, positions))
+        return self._finish(routed)
+
+    def _finish(self, routed):
+        """Drops elements of the parents' poses, and normalises the poses."""
         routed = self._drop(routed)
         return ops.cast(self._norm(routed) if self._norm else routed, self.compute_dtype)
 
@@ -241,6 +245,58 @@ class AttentionDenseCapsules(AttentionCapsules):
         shape = _check_rank(children_shape, (3, 4, 5, 6))
         first = 4 if len(shape) > 4 else 2
         return math.prod(shape[1:first]), self._child_pose(shape[first:])
+
+
+@keras.saving.register_keras_serializable(package="caps_tf")
+class AttentionClassCapsules(AttentionCapsules):
+    """One capsule for each class, routed by inverted dot-product attention from all children of the image.
+
+    All positions share their weights, as in `EMClassCapsules`: what a part says of a class does not depend on where it
+    stands. The paper's dense capsules have a weight for each child instead (`AttentionDenseCapsules`).
+
+    Args:
+        capsules: number of classes.
+        **kwargs: arguments of `AttentionCapsules` and `keras.layers.Layer`. No votes are made, so that
+            `votes_at_a_time` has no effect.
+
+    Call arguments:
+        children: poses, matrices [b, h, w, i, x, y] or vectors [b, h, w, i, y].
+        parents: poses of this layer so far, as it returned them; None to route uniformly.
+
+    Returns:
+        Poses [b, j, x, z] or [b, j, z] in the compute dtype, j = `capsules`.
+
+    Raises:
+        ValueError: if children are of another rank.
+
+    Example:
+        >>> layer = AttentionClassCapsules(10)
+        >>> children = np.ones((2, 5, 7, 8, 4, 4), "float32")
+        >>> parents = layer(children)
+        >>> tuple(layer(children, parents).shape)
+        (2, 10, 4, 4)
+
+    References:
+        Tsai, Srivastava, Goh, Salakhutdinov, "Capsules with Inverted Dot-Product Attention Routing", ICLR 2020.
+    """
+
+    def build(self, children_shape):
+        shape = _check_rank(children_shape, (5, 6))
+        self._add_weights((shape[3],), _as_matrix(self._child_pose(shape[4:])))
+
+    def call(self, children, parents=None):
+        shape = _check_rank(children.shape, (5, 6))
+        pose = self._child_pose(shape[4:])
+        children = ops.reshape(children, (-1, shape[1] * shape[2], shape[3], *_as_matrix(pose)))
+        if parents is not None:
+            parents = ops.reshape(parents, (-1, self.capsules, _as_matrix(pose)[0], self.kernel.shape[-1]))
+            parents = ops.cast(parents, self._precision)
+        routed = shared_parents(ops.cast(children, self._precision), ops.cast(self.kernel, self._precision), parents)
+        return ops.reshape(self._finish(routed), (-1, *self._parent_shape(pose)))
+
+    def compute_output_shape(self, children_shape, parents_shape=None):
+        shape = _check_rank(children_shape, (5, 6))
+        return (shape[0], *self._parent_shape(self._child_pose(shape[4:])))
 
 
 def _as_matrix(pose_shape: tuple[int, ...]) -> tuple[int, int]:

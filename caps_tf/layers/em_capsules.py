@@ -1,12 +1,14 @@
 """Matrix capsules that are routed by expectation maximisation: convolutional and class capsules."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
 
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
-from caps_tf.routing.em import em_routing
+from caps_tf.routing.em import VARIANCE_FLOOR, em_routing
 from caps_tf.routing.grouping import images_at_a_time, map_groups
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.routing.votes import VoteWeights, coordinate_offsets, pose_columns, vote_weights, votes_of_children
@@ -26,11 +28,21 @@ class EMCapsules(keras.layers.Layer):
         beta_a_initializer: of the cost of an inactive parent.
         beta_u_initializer: of the cost of a vote element.
         kernel_regularizer: regularizer of the weights W.
+        initial_temperature: None for the published schedule of the inverse temperature. A number: each parent learns
+            its own inverse temperature s from there, the same in all iterations, and costs are counted in its units:
+            activation = sigmoid(s (beta_a - mean_d(beta_u + 1/2 ln variance) S J / K)). The function is that of the
+            published betas and temperature, beta_a = `beta_a` / (100 d) and s = 100 d lambda for d pose elements, but
+            an optimiser that moves each weight by its rate a step, as Adam does, can learn it: `beta_a` starts at zero
+            instead of near -1000.
+        variance_floor: added to each variance, in squared units of the votes.
         **kwargs: `keras.layers.Layer` arguments.
 
     Raises:
-        ValueError: if `capsules`, `iterations` or `votes_at_a_time` is less than 1.
+        ValueError: if `capsules`, `iterations` or `votes_at_a_time` is less than 1, or `initial_temperature` or
+            `variance_floor` is not positive.
     """
+
+    return_logits = False
 
     def __init__(
         self,
@@ -43,6 +55,8 @@ class EMCapsules(keras.layers.Layer):
         beta_a_initializer: keras.initializers.Initializer | str | None = None,
         beta_u_initializer: keras.initializers.Initializer | str = "glorot_uniform",
         kernel_regularizer: keras.regularizers.Regularizer | str | None = None,
+        initial_temperature: float | None = None,
+        variance_floor: float = VARIANCE_FLOOR,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -51,16 +65,23 @@ class EMCapsules(keras.layers.Layer):
                 f"capsules, iterations and votes_at_a_time must be at least 1, "
                 f"not {capsules}, {iterations} and {votes_at_a_time}"
             )
+        if not variance_floor > 0 or (initial_temperature is not None and not initial_temperature > 0):
+            raise ValueError(
+                f"variance_floor and initial_temperature must be positive, not {variance_floor} and {initial_temperature}"
+            )
         self.capsules = capsules
         self.iterations = iterations
         self.final_lambda = final_lambda
         self.epsilon = epsilon
         self.votes_at_a_time = votes_at_a_time
+        self.initial_temperature = initial_temperature
+        self.variance_floor = variance_floor
         self.kernel_initializer = keras.initializers.get(
             kernel_initializer or keras.initializers.TruncatedNormal(0.0, 1.0)
         )
+        published = keras.initializers.TruncatedNormal(-1000.0, 500.0)
         self.beta_a_initializer = keras.initializers.get(
-            beta_a_initializer or keras.initializers.TruncatedNormal(-1000.0, 500.0)
+            beta_a_initializer or (published if initial_temperature is None else "zeros")
         )
         self.beta_u_initializer = keras.initializers.get(beta_u_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -72,6 +93,20 @@ class EMCapsules(keras.layers.Layer):
         # A trailing axis of 1 makes Glorot's fan-in and fan-out the published ones, parent types and 1.
         self.beta_a = self.add_weight(shape=(self.capsules, 1), initializer=self.beta_a_initializer, name="beta_a")
         self.beta_u = self.add_weight(shape=(self.capsules, 1), initializer=self.beta_u_initializer, name="beta_u")
+        if self.initial_temperature is not None:
+            self.log_temperature = self.add_weight(
+                shape=(self.capsules, 1),
+                initializer=keras.initializers.Constant(math.log(self.initial_temperature)),
+                name="log_temperature",
+            )
+
+    def _costs(self, pose_elements: int, dtype: str) -> list:
+        """beta_u and beta_a [j] in the units of `em_routing`, and the inverse temperature [j] if it is learned."""
+        beta_u, beta_a = (ops.cast(beta, dtype)[:, 0] for beta in (self.beta_u, self.beta_a))
+        if self.initial_temperature is None:
+            return [beta_u, beta_a]
+        unit = 100.0 * pose_elements
+        return [beta_u, beta_a * unit, ops.exp(ops.cast(self.log_temperature, dtype)[:, 0]) / unit]
 
     def _route(self, children, kernel, neighbourhood: Neighbourhood, offsets: np.ndarray | None = None):
         """Poses [b, h, w, i, x, y] and activations to those of the parents, with weights `kernel` [c, j, y, z].
@@ -85,11 +120,12 @@ class EMCapsules(keras.layers.Layer):
         *pose_shape, capsules = *poses.shape[-2:], self.capsules
         columns = pose_columns(ops.reshape(poses, (b, p * q, k * i, *pose_shape)))
         by_child, rows = vote_weights(ops.cast(kernel, precision))
-        betas = [ops.cast(beta, precision)[:, 0] for beta in (self.beta_u, self.beta_a)]
+        costs = self._costs(pose_shape[0] * kernel.shape[-1], precision)
         size = len(columns)
 
         def route(*tensors):
-            columns, (activations, beta_u, beta_a, by_child), rows = tensors[:size], tensors[size:-size], tensors[-size:]
+            columns, (activations, by_child, *costs), rows = tensors[:size], tensors[size:-size], tensors[-size:]
+            beta_u, beta_a, *temperature = costs
             columns = [ops.reshape(column, (-1, *column.shape[2:])) for column in columns]
             votes = votes_of_children(columns, VoteWeights(by_child, rows))
             if offsets is not None:
@@ -103,12 +139,14 @@ class EMCapsules(keras.layers.Layer):
                 iterations=self.iterations,
                 final_lambda=self.final_lambda,
                 epsilon=self.epsilon,
+                fixed_temperature=temperature[0] if temperature else None,
+                variance_floor=self.variance_floor,
             )
-            return parents.poses, parents.activations
+            return parents.poses, parents.logits if self.return_logits else parents.activations
 
         elements = p * q * k * i * capsules * pose_shape[0] * kernel.shape[-1]
         images = images_at_a_time(poses.shape[0], elements, self.votes_at_a_time)
-        found = map_groups(keras.remat(route), (*columns, activations), (*betas, by_child, *rows), images)
+        found = map_groups(keras.remat(route), (*columns, activations), (by_child, *costs, *rows), images)
         return tuple(ops.cast(value, self.compute_dtype) for value in found)
 
     def get_config(self):
@@ -123,6 +161,8 @@ class EMCapsules(keras.layers.Layer):
             "beta_a_initializer": keras.initializers.serialize(self.beta_a_initializer),
             "beta_u_initializer": keras.initializers.serialize(self.beta_u_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "initial_temperature": self.initial_temperature,
+            "variance_floor": self.variance_floor,
         }
 
 
@@ -188,6 +228,7 @@ class EMClassCapsules(EMCapsules):
     Args:
         capsules: number of classes.
         coordinate_addition: whether votes carry the position of their child.
+        return_logits: whether to return what the activations are the sigmoid of, for a loss on logits.
         **kwargs: arguments of `EMCapsules` and `keras.layers.Layer`.
 
     Call arguments:
@@ -209,9 +250,10 @@ class EMClassCapsules(EMCapsules):
         Hinton, Sabour, Frosst, "Matrix capsules with EM routing", ICLR 2018, section 4.
     """
 
-    def __init__(self, capsules: int, coordinate_addition: bool = True, **kwargs):
+    def __init__(self, capsules: int, coordinate_addition: bool = True, return_logits: bool = False, **kwargs):
         super().__init__(capsules, **kwargs)
         self.coordinate_addition = coordinate_addition
+        self.return_logits = return_logits
 
     def build(self, input_shape):
         poses_shape = _check_children(input_shape)
@@ -237,7 +279,8 @@ class EMClassCapsules(EMCapsules):
         return (*activations, *poses_shape[-2:]), activations
 
     def get_config(self):
-        return {**super().get_config(), "coordinate_addition": self.coordinate_addition}
+        own = {"coordinate_addition": self.coordinate_addition, "return_logits": self.return_logits}
+        return {**super().get_config(), **own}
 
 
 def _check_children(input_shape) -> tuple:

@@ -36,6 +36,8 @@ class HeinsenRouting(keras.layers.Layer):
         return_dict: whether `call` returns a dictionary with the internals.
         votes_at_a_time: bytes of votes that may exist at the same time, if the batch divides so and one example's
             votes are no more; less costs time, and so does more than the processor's cache holds.
+        bias_initializer: of B; zeros as published. Parents that share all children start as copies of the same
+            average but for W; noise tells them apart, and learning begins at once.
         **kwargs: arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -78,6 +80,7 @@ class HeinsenRouting(keras.layers.Layer):
         symmetry_breaking: bool = False,
         return_dict: bool = False,
         votes_at_a_time: int = 2**23,
+        bias_initializer: keras.initializers.Initializer | str = "zeros",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -101,6 +104,7 @@ class HeinsenRouting(keras.layers.Layer):
         self.symmetry_breaking = symmetry_breaking
         self.return_dict = return_dict
         self.votes_at_a_time = votes_at_a_time
+        self.bias_initializer = keras.initializers.get(bias_initializer)
 
     def build(self, input_shape):
         self._check_children(input_shape)
@@ -113,7 +117,9 @@ class HeinsenRouting(keras.layers.Layer):
             name="W",
             **exact,
         )
-        self.B = self.add_weight(shape=(*weights, self.d_cov, self.d_out), initializer="zeros", name="B", **exact)
+        self.B = self.add_weight(
+            shape=(*weights, self.d_cov, self.d_out), initializer=self.bias_initializer, name="B", **exact
+        )
         if self.symmetry_breaking:
             self.B_brk = self.add_weight(
                 shape=(1, self.d_cov, self.d_out),
@@ -255,4 +261,5 @@ class HeinsenRouting(keras.layers.Layer):
     def get_config(self):
         names = ("d_cov", "d_inp", "d_out", "n_inp", "n_out", "n_iters", "single_beta", "p_model", "eps")
         names = (*names, "symmetry_breaking", "return_dict", "votes_at_a_time")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        bias = keras.initializers.serialize(self.bias_initializer)
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}, "bias_initializer": bias}

@@ -14,7 +14,7 @@ multiplies
     vector routing               each of T times i j d + j d + j d e, the sum over inputs first; each of T - 1 times
                                  j e d + j d + i j d, predictions and their scores; once i d, the activations
     attention routing            votes once for the same children, and 2 n c j d for each routing step that the
-                                 schedule takes: agreement, and the weighted sum
+                                 schedule takes: agreement, and the weighted sum; class capsules weigh sums over positions
 
 A training step takes three times as many: the gradient of a product is two products of its size. Products with the
 network's input need only one of them, that of the other factor.
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import keras
 
-from caps_tf.layers import CapsuleStack, HeinsenRouting, HeinsenVectorRouting, PrimaryCapsules
+from caps_tf.layers import AttentionClassCapsules, CapsuleStack, HeinsenRouting, HeinsenVectorRouting, PrimaryCapsules
 from caps_tf.layers.attention_capsules import AttentionCapsules
 from caps_tf.layers.capsule_stack import SCHEDULES
 from caps_tf.layers.em_capsules import EMCapsules
@@ -226,18 +226,22 @@ def _stack(stack, inputs, outputs):
 
     layers = stack.layers
     SCHEDULES[stack.schedule]([recorder(number) for number in range(len(layers))], 0, stack.iterations)
-    sizes, shape = [], inputs[0]
+    sizes, weighed, shape = [], [], inputs[0]
     for layer in layers:
         sizes.append(_attention_votes(layer, shape))
+        # The weight of a layer turns the y columns of a child's pose into votes, at all positions at once where they
+        # share it.
+        positions = math.prod(shape[1:3]) if isinstance(layer, AttentionClassCapsules) else 1
+        weighed.append(sizes[-1] * layer.kernel.shape[-2] // positions)
         shape = layer.compute_output_shape(shape)
     voted = {(number, children) for number, children, _ in steps}
-    # The weight of a layer turns the y columns of a child's pose into votes.
-    with_input = sum(sizes[number] * layers[number].kernel.shape[-2] for number, _ in voted)
+    with_input = sum(weighed[number] for number, _ in voted)
     within = sum(2 * sizes[number] for number, _, routed in steps if routed)
     return with_input, within, sizes
 
 
 def _attention_votes(layer: AttentionCapsules, children: Shape) -> int:
     parents = layer.compute_output_shape(children)
-    field = math.prod(layer.kernel.shape[:-3])  # children of a parent: kernel positions and types, or all of them
+    # Children of a parent: kernel positions and types, or all of them.
+    field = math.prod(children[1:4] if isinstance(layer, AttentionClassCapsules) else layer.kernel.shape[:-3])
     return math.prod(parents) * field

@@ -28,11 +28,13 @@ class Parents(NamedTuple):
         poses: [b, p, q, j, d], the mean of each parent's Gaussian.
         activations: [b, p, q, j], between 0 and 1.
         routing_weights: [b, p, q, j, k, i], how much of each child each parent got in the last M-step.
+        logits: [b, p, q, j], whose sigmoid the activations are.
     """
 
     poses: Tensor
     activations: Tensor
     routing_weights: Tensor
+    logits: Tensor
 
 
 def inverse_temperature(iteration: int, final_lambda: float) -> float:
@@ -67,13 +69,19 @@ def initial_routing_weights(neighbourhood: Neighbourhood, parent_types: int) -> 
 
 
 def m_step(
-    weights: Tensor, votes: Tensor, beta_u: Tensor, beta_a: Tensor, inverse_temperature: float, epsilon: float
+    weights: Tensor,
+    votes: Tensor,
+    beta_u: Tensor,
+    beta_a: Tensor,
+    inverse_temperature: float | Tensor,
+    epsilon: float,
+    variance_floor: float = VARIANCE_FLOOR,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fits each parent's Gaussian to the votes it got, and activates parents that describe theirs cheaply.
 
     Procedure 1, M-step: with R' = `weights` and S = sum_i R',
     mu = sum_i R' V / (S + epsilon), variance = sum_i R' (V - mu)^2 / (S + epsilon) + 1e-9,
-    cost = sum_d (beta_u + 1/2 ln variance) S 100 J / K, activation = sigmoid(lambda (beta_a - cost)).
+    cost = sum_d (beta_u + 1/2 ln variance) S 100 J / K, logit = lambda (beta_a - cost); its sigmoid is the activation.
 
     The factor 100 J / K is Gritzman's third repair: a child shares itself among J parent types and a receptive
     field holds K children, so S grows with K / J, and the cost of a parent with it; scaled, S is about 100 in
@@ -84,20 +92,21 @@ def m_step(
         votes: [n, j, d, c].
         beta_u: cost of describing one vote element, [j].
         beta_a: cost of leaving a parent inactive, [j].
-        inverse_temperature: lambda of this iteration.
+        inverse_temperature: lambda of this iteration, for all parents or [j].
         epsilon: keeps the division by S finite where no child is active.
+        variance_floor: added to each variance.
 
     Returns:
-        mu [n, j, d], variance [n, j, d] and activations [n, j].
+        mu [n, j, d], variance [n, j, d] and logits [n, j].
     """
     parent_types, pose_size, children = votes.shape[1:]
     data = ops.sum(weights, axis=-1)
     share = bounded_gradient(weights / (data + epsilon)[..., None])
     moments = bounded_gradient(mean_and_variance(share, votes))
-    mu, variance = moments[0], moments[1] + VARIANCE_FLOOR
+    mu, variance = moments[0], moments[1] + variance_floor
     cost = pose_size * beta_u + 0.5 * ops.sum(ops.log(variance), axis=-1)
     cost = cost * data * (100.0 * parent_types / children)
-    return mu, variance, bounded_gradient(ops.sigmoid(inverse_temperature * (beta_a - cost)))
+    return mu, variance, inverse_temperature * (beta_a - cost)
 
 
 def log_likelihood(votes: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
@@ -148,6 +157,8 @@ def em_routing(
     iterations: int = 2,
     final_lambda: float = 0.01,
     epsilon: float = 1e-9,
+    fixed_temperature: Tensor | None = None,
+    variance_floor: float = VARIANCE_FLOOR,
 ) -> Parents:
     """Routes children to parents by expectation maximisation (Hinton et al. 2018, procedure 1).
 
@@ -165,6 +176,8 @@ def em_routing(
         iterations: number of M-steps, at least 1.
         final_lambda: inverse temperature that the iterations approach.
         epsilon: keeps divisions and logarithms finite.
+        fixed_temperature: an inverse temperature [j] of each parent in all iterations, instead of the schedule.
+        variance_floor: added to each variance, in squared units of the votes.
 
     Returns:
         `Parents`.
@@ -196,12 +209,15 @@ def em_routing(
     routing_weights = ops.broadcast_to(routing_weights, (ops.shape(votes)[0] // (p * q), *in_space[1:]))
     for iteration in range(iterations):
         weights = ops.reshape(routing_weights, merged) * activations
-        mu, variance, parent_activations = m_step(
-            weights, votes, beta_u, beta_a, inverse_temperature(iteration, final_lambda), epsilon
-        )
+        temperature = inverse_temperature(iteration, final_lambda) if fixed_temperature is None else fixed_temperature
+        mu, variance, parent_logits = m_step(weights, votes, beta_u, beta_a, temperature, epsilon, variance_floor)
+        parent_activations = bounded_gradient(ops.sigmoid(parent_logits))
         if iteration < iterations - 1:
             logits = log_likelihood(votes, mu, variance) + ops.log(parent_activations + epsilon)[..., None]
             routing_weights = softmax_over_parents(ops.reshape(bounded_gradient(logits), in_space), neighbourhood)
     return Parents(
-        ops.reshape(mu, (*in_space[:4], pose_size)), ops.reshape(parent_activations, in_space[:4]), routing_weights
+        ops.reshape(mu, (*in_space[:4], pose_size)),
+        ops.reshape(parent_activations, in_space[:4]),
+        routing_weights,
+        ops.reshape(bounded_gradient(parent_logits), in_space[:4]),
     )

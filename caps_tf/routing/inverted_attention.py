@@ -100,6 +100,42 @@ def next_parents(children: Tensor, weights: Tensor, parents: Tensor, group: int 
     return bounded(ops.transpose(routed, (0, 3, 1, 2)))
 
 
+def shared_parents(children: Tensor, weights: Tensor, parents: Tensor | None = None) -> Tensor:
+    """One routing iteration of children that share their weights over positions, without making a vote.
+
+    What all positions of a type have in common moves out of the sums: the agreement of a vote with a parent is that of
+    the pose with the parent turned back by the weights, <pose W, parent> = <pose, parent W^T>, and the sum of weighed
+    votes is the sum of weighed poses, times W. The result is that of `first_parents` and `next_parents` with the
+    weights repeated at every position.
+
+    Args:
+        children: poses, [n, k, i, x, y] with k positions and i child types. Float32 or float64, as all three.
+        weights: [i, j, y, z].
+        parents: poses as they are before this routing iteration, [n, j, x, z]; None to route uniformly.
+
+    Returns:
+        Parents before normalisation, [n, j, x, z].
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> children, weights, parents = (rng.normal(size=s) for s in [(2, 9, 3, 4, 4), (3, 5, 4, 4), (2, 5, 4, 4)])
+        >>> repeated = np.tile(weights, (9, 1, 1, 1))
+        >>> expected = next_parents(children.reshape(2, 27, 4, 4), repeated, parents)
+        >>> np.allclose(shared_parents(children, weights, parents), expected)
+        True
+    """
+    children, weights = bounded_values(children), bounded_values(weights)
+    if parents is None:
+        pooled = ops.sum(children, axis=1) / weights.shape[1]
+        return bounded(ops.einsum("nixy,ijyz->njxz", pooled, weights))
+    parents = bounded_values(parents)
+    turned_back = ops.einsum("njxz,ijyz->nijxy", parents, weights)
+    agreement = ops.einsum("nkixy,nijxy->nkij", children, turned_back) / math.sqrt(math.prod(parents.shape[-2:]))
+    shares = ops.softmax(bounded(agreement), axis=-1) / (1.0 + EPSILON)
+    pooled = ops.einsum("nkij,nkixy->nijxy", shares, children)
+    return bounded(ops.einsum("nijxy,ijyz->njxz", pooled, weights))
+
+
 def route_concurrently(layers: Sequence[CapsuleLayer], children: Tensor, iterations: int) -> Tensor:
     """Routes all layers of a stack at once (algorithm 2): each reads what the sweep before left of it and below it.
 

@@ -14,17 +14,26 @@ from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES,
 from caps_tf.errors import UserError
 from caps_tf.files import write_atomically
 
-NETWORKS = ("matrix_capsules", "heinsen_norb", "heinsen_sst", "attention", "cnn_baseline")
-ROUTING_ITERATIONS = {"matrix_capsules": 2, "heinsen_norb": 3, "heinsen_sst": 3}
+NETWORKS = ("matrix_capsules", "heinsen_norb", "heinsen_sst", "attention", "conv_capsules", "cnn_baseline")
+ROUTING_ITERATIONS = {
+    **{"matrix_capsules": 2, "heinsen_norb": 3, "heinsen_sst": 3},
+    **{"em": 2, "heinsen": 3, "attention": 2},
+}
+"""Of a network, or of the routing that conv_capsules is given."""
 LOSSES = ("auto", "spread", "cross_entropy")
 VIEWPOINTS = ("", "azimuth", "elevation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adam", "radam", "sgd")
 SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
 BACKBONES = ("resnet", "simple")
+ROUTINGS = ("em", "heinsen", "attention", "none")
 SWITCH = ("on", "off", "auto")
 """Parameters of earlier runs say auto, which is on."""
 CLUSTERS = ("tf_config", "slurm")
+_NOT_NEGATIVE = (
+    *("iter_routing", "votes_mib", "weight_reg", "checkpoint_every", "seed", "pad", "mixup", "weight_decay"),
+    "part_noise",
+)
 
 
 def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -98,7 +107,7 @@ class RunConfig:
     C: int = _option(16, "network", "types of the first convolutional capsules")
     D: int = _option(16, "network", "types of the second convolutional capsules")
     iter_routing: int = _option(
-        0, "network", "routing iterations; 0 for the published number: 2 for matrix_capsules, 3 for Heinsen's networks"
+        0, "network", "routing iterations; 0 for the published number: 2, and 3 for Heinsen's routing"
     )
     final_lambda: float = _option(0.01, "network", "inverse temperature that the routing iterations approach")
     epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite")
@@ -112,12 +121,23 @@ class RunConfig:
     config_path: str = _option(
         "cifar10", "network", "attention's capsule layers: cifar10 or cifar100 (both published), or a JSON file"
     )
-    capsule_dropout: float = _option(0.0, "network", "attention: share of the elements of capsules' poses dropped")
+    capsule_dropout: float = _option(0.0, "network", "attention, conv_capsules: share of the elements of capsules' poses dropped")
+    part_noise: float = _option(
+        0.0, "network", "heinsen_norb: deviation of the part capsules' biases at the start; 0 as published, 0.5 learns sooner"
+    )
+    routing: str = _option(
+        "em", "network", "of conv_capsules; none: the same convolutions, averaged, without capsules", ROUTINGS
+    )
+    convolutions: str = _option(
+        "16k5s2,32,48s2,64s2", "network", "of conv_capsules: channels, k and kernel side [3], s and stride [1], of each"
+    )
+    capsules: int = _option(8, "network", "conv_capsules: types of part capsules at each position")
+    coordinates: bool = _option(False, "network", "conv_capsules with em: votes carry the position of their part")
     votes_mib: int = _option(
         0,
         "network",
-        "matrix_capsules, heinsen_norb, attention: MiB of votes that a layer holds at a time; 0: what suits a CPU's "
-        "cache, 4, 4 and 16; raise it on an accelerator",
+        "matrix_capsules, heinsen_norb, attention, conv_capsules: MiB of votes that a layer holds at a time; 0: what suits a CPU's "
+        "cache, 4, 4, 16 and 4; raise it on an accelerator",
     )
 
     batch_size: int = _option(64, "optimisation", "examples in a step, over all devices and hosts together")
@@ -191,14 +211,14 @@ class RunConfig:
             if choices and value not in choices:
                 raise UserError(f"{option.name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
         positive = (
-            *("A", "B", "C", "D", "num_routing", "batch_size", "epoch", "num_gpus"),
+            *("A", "B", "C", "D", "capsules", "num_routing", "batch_size", "epoch", "num_gpus"),
             *("log_every", "keep_checkpoints"),
             *("final_lambda", "epsilon", "lrn_rate", "lrn_decay", "lrn_decay_steps", "margin_steps"),
         )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("iter_routing", "votes_mib", "weight_reg", "checkpoint_every", "seed", "pad", "mixup", "weight_decay"):
+        for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("val_prop", "dropout", "capsule_dropout", "momentum"):
@@ -229,7 +249,8 @@ class RunConfig:
         """Iterations of the network's routing; 1 for a network that has none."""
         if self.network == "attention":
             return self.num_routing
-        return self.iter_routing or ROUTING_ITERATIONS.get(self.network, 1)
+        name = self.routing if self.network == "conv_capsules" else self.network
+        return self.iter_routing or ROUTING_ITERATIONS.get(name, 1)
 
     @property
     def uses_spread_loss(self) -> bool:

@@ -13,7 +13,7 @@ from caps_tf.losses import spread_loss
 from caps_tf.training.config import RunConfig
 from caps_tf.training.steps import LossFunction
 
-LOGIT_NETWORKS = ("heinsen_norb", "heinsen_sst", "attention")
+LOGIT_NETWORKS = ("heinsen_norb", "heinsen_sst", "attention", "conv_capsules")
 """Networks whose scores are logits; the others' are between 0 and 1."""
 
 
@@ -43,7 +43,19 @@ def make_model(
     if config.network == "cnn_baseline":
         return models.cnn_baseline(image_shape, num_classes, dropout=config.dropout, **regularized)
     if config.network == "heinsen_norb":
-        return models.heinsen_norb(image_shape, num_classes, **routed, **bound)
+        return models.heinsen_norb(image_shape, num_classes, part_noise=config.part_noise, **routed, **bound)
+    if config.network == "conv_capsules":
+        return models.conv_capsules(
+            image_shape,
+            num_classes,
+            routing=config.routing,
+            convolutions=config.convolutions,
+            capsules=config.capsules,
+            coordinates=config.coordinates,
+            dropout=config.capsule_dropout,
+            **routed,
+            **bound,
+        )
     if config.network == "attention":
         return models.attention_capsules(
             image_shape,

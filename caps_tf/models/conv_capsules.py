@@ -1,0 +1,190 @@
+"""Class capsules of any routing on a few normalised convolutions: a small network that trains fast on few images."""
+
+import re
+from typing import NamedTuple
+
+import keras
+
+from caps_tf.errors import UserError
+from caps_tf.initializers import NearIdentity
+from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting
+
+ROUTINGS = ("attention", "em", "heinsen", "none")
+POSE = (4, 4)
+ITERATIONS = {"attention": 2, "em": 2, "heinsen": 3}
+INITIAL_TEMPERATURE = 2.0
+"""Inverse temperature that EM routing starts from, in units of a pose's mean cost."""
+VARIANCE_FLOOR = 1e-3
+"""Of EM routing between normalised poses, whose own variance is one."""
+_CONVOLUTION = r"(?P<channels>[1-9]\d{0,4})(?:k(?P<kernel_size>[1-9]\d?))?(?:s(?P<strides>[1-9]))?"
+
+
+class Convolution(NamedTuple):
+    """One convolution of a stack.
+
+    Attributes:
+        channels: that it puts out.
+        kernel_size: side of its kernel.
+        strides: pixels between two of its positions.
+    """
+
+    channels: int
+    kernel_size: int = 3
+    strides: int = 1
+
+
+def parse_convolutions(text: str) -> tuple[Convolution, ...]:
+    """Reads a stack of convolutions: channels, with k and the kernel's side (3) and s and the stride (1) behind them.
+
+    Raises:
+        UserError: for anything else.
+
+    Example:
+        >>> parse_convolutions("16k5s2,32")
+        (Convolution(channels=16, kernel_size=5, strides=2), Convolution(channels=32, kernel_size=3, strides=1))
+    """
+    layers = []
+    for part in text.split(","):
+        match = re.fullmatch(_CONVOLUTION, part.strip())
+        if not match:
+            raise UserError(
+                f"convolutions must be channels with an optional kernel and stride, such as 16k5s2,32,48s2, not {text!r}"
+            )
+        layers.append(Convolution(**{name: int(digits) for name, digits in match.groupdict().items() if digits}))
+    return tuple(layers)
+
+
+def conv_capsules(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    routing: str = "em",
+    convolutions: str = "16k5s2,32,48s2,64s2",
+    capsules: int = 8,
+    coordinates: bool = False,
+    iterations: int = 0,
+    dropout: float = 0.0,
+    weight_reg: float = 0.0,
+    votes_at_a_time: int = 2**22,
+    dtype: str | None = None,
+) -> keras.Model:
+    """Builds convolutions, part capsules at each of their positions, and one capsule for each class.
+
+    All positions share the weights of the routing, so that what is learned of a part at one place holds at all others.
+    With `routing="none"` the class scores come from the mean of the features over all positions: the network without
+    capsules to compare with.
+
+    The routings are those of the layers, in the form that trains from the first steps on: EM routing with learned
+    inverse temperatures, near-identity weights and a variance floor of `VARIANCE_FLOOR`; Heinsen's with betas that start
+    from one; attention with `AttentionClassCapsules`.
+
+    Args:
+        image_shape: rows, columns and channels.
+        num_classes: number of classes, at least 2.
+        routing: "attention", "em", "heinsen" or "none".
+        convolutions: see `parse_convolutions`; each is followed by batch normalisation and ReLU, and keeps the size of
+            the image but for its stride.
+        capsules: types of part capsules at each position.
+        coordinates: with "em", whether votes carry the position of their part.
+        iterations: routing iterations; 0 for 2, and 3 of Heinsen's.
+        dropout: share of the elements of part poses (of features, with "none") dropped in training.
+        weight_reg: L2 penalty on the kernels of the convolutions.
+        votes_at_a_time: bytes of votes that a layer holds at the same time.
+        dtype: dtype policy of the layers, such as "mixed_bfloat16"; Keras's global policy by default. Routing and
+            the result stay in float32.
+
+    Returns:
+        A Keras functional model from "image" [b, rows, columns, channels] to class scores [b, num_classes] in
+        float32: real numbers, whose softmax are the class probabilities.
+
+    Raises:
+        UserError: if the routing or the convolutions are none of these.
+
+    Example:
+        >>> conv_capsules((44, 44, 1), num_classes=5).count_params()
+        64159
+
+    References:
+        The routings' papers, see `EMClassCapsules`, `HeinsenRouting` and `AttentionClassCapsules`.
+    """
+    if routing not in ROUTINGS:
+        raise UserError(f"routing must be one of {', '.join(ROUTINGS)}, not {routing!r}")
+    images = keras.Input(image_shape, name="image")
+    x = _convolve(images, parse_convolutions(convolutions), weight_reg, dtype)
+    if routing == "none":
+        x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", dtype=dtype, name="average")(x)
+        x = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")(x)
+        scores = keras.layers.Dense(num_classes, dtype="float32", name="scores")(x)
+        return keras.Model(images, scores, name="conv_capsules")
+    poses, activations = _part_capsules(x, capsules, routing, dropout, dtype)
+    iterations = iterations or ITERATIONS[routing]
+    if routing == "attention":
+        layer = AttentionClassCapsules(num_classes, dtype=dtype, name="class_capsules")
+        x = CapsuleStack([layer], iterations, dtype=dtype, name="capsules")(poses)
+        x = keras.layers.Reshape((num_classes, POSE[0] * POSE[1]), dtype="float32", name="class_poses")(x)
+        x = keras.layers.Dense(1, dtype="float32", name="score")(x)
+        scores = keras.layers.Reshape((num_classes,), dtype="float32", name="scores")(x)
+    elif routing == "em":
+        _, scores = EMClassCapsules(
+            num_classes,
+            coordinate_addition=coordinates,
+            return_logits=True,
+            iterations=iterations,
+            initial_temperature=INITIAL_TEMPERATURE,
+            variance_floor=VARIANCE_FLOOR,
+            kernel_initializer=NearIdentity(),
+            beta_u_initializer="zeros",
+            votes_at_a_time=votes_at_a_time,
+            dtype="float32",
+            name="class_capsules",
+        )((poses, activations))
+    else:
+        activations = keras.layers.Reshape((-1,), dtype="float32", name="part_scores")(activations)
+        poses = keras.layers.Reshape((-1, *POSE), dtype="float32", name="part_poses")(poses)
+        sizes = {"d_cov": POSE[0], "d_inp": POSE[1], "d_out": POSE[1]}
+        scores, _, _ = HeinsenRouting(
+            n_inp=None,
+            n_out=num_classes,
+            n_iters=iterations,
+            votes_at_a_time=votes_at_a_time,
+            dtype="float32",
+            name="class_capsules",
+            **sizes,
+        )((activations, poses))
+    return keras.Model(images, scores, name="conv_capsules")
+
+
+def _convolve(x, convolutions: tuple[Convolution, ...], weight_reg: float, dtype: str | None):
+    # Statistics of the whole batch on every replica; other backends have no replicas to agree with.
+    synchronized = keras.config.backend() == "tensorflow"
+    for number, layer in enumerate(convolutions, start=1):
+        x = keras.layers.Conv2D(
+            layer.channels,
+            layer.kernel_size,
+            layer.strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            kernel_regularizer=keras.regularizers.L2(weight_reg) if weight_reg else None,
+            data_format="channels_last",
+            dtype=dtype,
+            name=f"conv{number}",
+        )(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized, dtype=dtype, name=f"norm{number}")(x)
+        x = keras.layers.ReLU(dtype=dtype, name=f"relu{number}")(x)
+    return x
+
+
+def _part_capsules(x, capsules: int, routing: str, dropout: float, dtype: str | None):
+    """Poses [b, h, w, i, 4, 4], normalised, and activations [b, h, w, i]; scores before the sigmoid for Heinsen."""
+    options = {"kernel_size": 1, "data_format": "channels_last", "dtype": dtype}
+    poses = keras.layers.Conv2D(capsules * POSE[0] * POSE[1], **options, name="part_pose")(x)
+    if routing == "attention":
+        poses = keras.layers.Reshape((*poses.shape[1:3], capsules, *POSE), dtype=dtype, name="parts")(poses)
+        poses = keras.layers.LayerNormalization(axis=[-2, -1], epsilon=1e-5, dtype=dtype, name="part_norm")(poses)
+        return keras.layers.Dropout(dropout, dtype=dtype, name="dropout")(poses), None
+    synchronized = keras.config.backend() == "tensorflow"
+    poses = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized, dtype=dtype, name="part_norm")(poses)
+    poses = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")(poses)
+    poses = keras.layers.Reshape((*poses.shape[1:3], capsules, *POSE), dtype=dtype, name="parts")(poses)
+    activation = "sigmoid" if routing == "em" else None
+    return poses, keras.layers.Conv2D(capsules, activation=activation, **options, name="part_activation")(x)
