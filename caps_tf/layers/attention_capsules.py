@@ -34,6 +34,8 @@ class AttentionCapsules(keras.layers.Layer):
             children.
         kernel_regularizer: regularizer of the weights W.
         seed: of the dropout.
+        normalize: whether the poses of parents are normalised, as published. Without it their length says how much
+            evidence they got.
         **kwargs: `keras.layers.Layer` arguments.
 
     Raises:
@@ -50,6 +52,7 @@ class AttentionCapsules(keras.layers.Layer):
         kernel_initializer: keras.initializers.Initializer | str | None = None,
         kernel_regularizer: keras.regularizers.Regularizer | str | None = None,
         seed: int | None = None,
+        normalize: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -68,6 +71,7 @@ class AttentionCapsules(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.seed = seed
+        self.normalize = normalize
         # What poses are routed and normalised in.
         self._precision = routing_dtype(self)
         self._drop = keras.layers.Dropout(dropout, seed=seed, dtype=self._precision, name="dropout")
@@ -83,7 +87,7 @@ class AttentionCapsules(keras.layers.Layer):
             regularizer=self.kernel_regularizer,
             name="kernel",
         )
-        if rows * columns > 1:  # a single element less its mean would be zero
+        if self.normalize and rows * columns > 1:  # a single element less its mean would be zero
             self._norm = keras.layers.LayerNormalization(
                 axis=[-2, -1], epsilon=1e-5, dtype=self._precision, name="norm"
             )
@@ -130,6 +134,7 @@ class AttentionCapsules(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "seed": self.seed,
+            "normalize": self.normalize,
         }
 
 

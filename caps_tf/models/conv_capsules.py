@@ -74,8 +74,8 @@ def conv_capsules(
     capsules to compare with.
 
     The routings are those of the layers, in the form that trains from the first steps on: EM routing with learned
-    inverse temperatures, near-identity weights and a variance floor of `VARIANCE_FLOOR`; Heinsen's with betas that start
-    from one; attention with `AttentionClassCapsules`.
+    inverse temperatures, near-identity weights and a variance floor of `VARIANCE_FLOOR`; attention without the
+    normalisation of poses.
 
     Args:
         image_shape: rows, columns and channels.
@@ -118,7 +118,7 @@ def conv_capsules(
     poses, activations = _part_capsules(x, capsules, routing, dropout, dtype)
     iterations = iterations or ITERATIONS[routing]
     if routing == "attention":
-        layer = AttentionClassCapsules(num_classes, dtype=dtype, name="class_capsules")
+        layer = AttentionClassCapsules(num_classes, normalize=False, dtype=dtype, name="class_capsules")
         x = CapsuleStack([layer], iterations, dtype=dtype, name="capsules")(poses)
         x = keras.layers.Reshape((num_classes, POSE[0] * POSE[1]), dtype="float32", name="class_poses")(x)
         x = keras.layers.Dense(1, dtype="float32", name="score")(x)
@@ -154,8 +154,6 @@ def conv_capsules(
 
 
 def _convolve(x, convolutions: tuple[Convolution, ...], weight_reg: float, dtype: str | None):
-    # Statistics of the whole batch on every replica; other backends have no replicas to agree with.
-    synchronized = keras.config.backend() == "tensorflow"
     for number, layer in enumerate(convolutions, start=1):
         x = keras.layers.Conv2D(
             layer.channels,
@@ -169,22 +167,29 @@ def _convolve(x, convolutions: tuple[Convolution, ...], weight_reg: float, dtype
             dtype=dtype,
             name=f"conv{number}",
         )(x)
-        x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized, dtype=dtype, name=f"norm{number}")(x)
+        x = _normalize(x, f"norm{number}", dtype)
         x = keras.layers.ReLU(dtype=dtype, name=f"relu{number}")(x)
     return x
 
 
 def _part_capsules(x, capsules: int, routing: str, dropout: float, dtype: str | None):
-    """Poses [b, h, w, i, 4, 4], normalised, and activations [b, h, w, i]; scores before the sigmoid for Heinsen."""
+    """Poses [b, h, w, i, 4, 4] and activations [b, h, w, i]; scores before the sigmoid for Heinsen.
+
+    Attention has no activations: the length of a pose says how present its part is, so that it is not normalised.
+    """
     options = {"kernel_size": 1, "data_format": "channels_last", "dtype": dtype}
     poses = keras.layers.Conv2D(capsules * POSE[0] * POSE[1], **options, name="part_pose")(x)
-    if routing == "attention":
-        poses = keras.layers.Reshape((*poses.shape[1:3], capsules, *POSE), dtype=dtype, name="parts")(poses)
-        poses = keras.layers.LayerNormalization(axis=[-2, -1], epsilon=1e-5, dtype=dtype, name="part_norm")(poses)
-        return keras.layers.Dropout(dropout, dtype=dtype, name="dropout")(poses), None
-    synchronized = keras.config.backend() == "tensorflow"
-    poses = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized, dtype=dtype, name="part_norm")(poses)
+    activations = None
+    if routing != "attention":
+        poses = _normalize(poses, "part_norm", dtype)
+        activation = "sigmoid" if routing == "em" else None
+        activations = keras.layers.Conv2D(capsules, activation=activation, **options, name="part_activation")(x)
     poses = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")(poses)
     poses = keras.layers.Reshape((*poses.shape[1:3], capsules, *POSE), dtype=dtype, name="parts")(poses)
-    activation = "sigmoid" if routing == "em" else None
-    return poses, keras.layers.Conv2D(capsules, activation=activation, **options, name="part_activation")(x)
+    return poses, activations
+
+
+def _normalize(x, name: str, dtype: str | None):
+    # Statistics of the whole batch on every replica; other backends have no replicas to agree with.
+    synchronized = keras.config.backend() == "tensorflow"
+    return keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized, dtype=dtype, name=name)(x)
