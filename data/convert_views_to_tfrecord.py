@@ -5,8 +5,8 @@
 
 The names of the files tell category, object and viewpoint; --pattern says how, in named groups. The default reads
 cup/cup03_polar045_azimuth090.png; elevation is 90 - polar. Objects never trained on test. Images become grey unless
---colour is given. Viewpoints are kept in degrees. What does not match the pattern, and views that some objects lack, are
-counted on stderr.
+--colour is given. Viewpoints are kept in degrees. What does not match the pattern, and views that some objects lack,
+are counted on stderr.
 """
 
 import re
@@ -34,7 +34,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "train_objects",
     "5",
-    "one number: so many objects of each category train, the first; several with commas: exactly these (a lone one: '3,')",
+    "one number: so many objects of each category train, the first; several with commas: exactly these (a lone one: "
+    "'3,')",
 )
 flags.DEFINE_string("image_size", "", "pixels to resize to, N or ROWSxCOLUMNS [as they are, if square and of one size]")
 flags.DEFINE_bool("colour", False, "keep the colours")

@@ -6,9 +6,9 @@
 writes train/<toy>/*.png and test/<toy>/*.png: 20 toys, which are the classes, 4 of each of five categories, each seen
 every 5 degrees of azimuth by the left camera at one elevation in one lighting. Views within 60 degrees of the front
 train, -60 inclusive and 60 exclusive: the 24 at -60, -55, ..., 55. The other 48 test. A second run with the same flags
-does nothing. The names of the files hold the viewpoint, which data/convert_views_to_tfrecord.py reads with
+does nothing. The names of the files hold category, toy and viewpoint; data/convert_views_to_tfrecord.py reads them with
 
-    --pattern='.*/(?P<category>[a-z]+)_(?P<object>\\d+)_elevation(?P<elevation>\\d+)_azimuth(?P<azimuth>\\d+)_lighting(?P<lighting>\\d)\\.png'
+    --pattern='.*/(?P<category>[a-z]+)_(?P<object>[0-9]+)_elevation(?P<elevation>[0-9]+)_azimuth(?P<azimuth>[0-9]+)_.*'
 """
 
 import signal

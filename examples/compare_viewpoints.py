@@ -21,7 +21,7 @@ from caps_tf.evaluation.viewpoints import comparison_figure, comparison_table, r
 
 RUNS = flags.DEFINE_list("runs", None, "directories that train_val.py wrote and test.py has tested", required=True)
 FAMILIAR = flags.DEFINE_float(
-    "familiar", None, "familiar accuracy to match, 0 to 1 [the highest that all runs reach]", lower_bound=0, upper_bound=1
+    "familiar", None, "familiar accuracy to match, 0 to 1 [the highest that all runs reach]", 0, 1
 )
 PICTURE = flags.DEFINE_string("picture", None, "PNG to draw: novel against familiar accuracy of every checkpoint")
 

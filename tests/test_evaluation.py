@@ -38,7 +38,7 @@ def hand_made() -> Predictions:
 
 
 def turning_toys(azimuths=range(18), lightings=range(2), categories=range(5)) -> Predictions:
-    """Two toys a category at every azimuth (20 degrees apart); the pose of each class runs round an ellipse in pose space."""
+    """Two toys a category at every azimuth, in steps of 20 degrees; the pose of each class runs round an ellipse."""
     rng = np.random.default_rng(0)
     toys = np.array(list(itertools.product(categories, (2, 7), (30, 50), [20 * step for step in azimuths], lightings)))
     label, instance, elevation, azimuth, lighting = toys.T

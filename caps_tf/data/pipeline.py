@@ -70,7 +70,8 @@ def training_batches(
         # on where a resumed run starts.
         image = _decode(example["image"], split.dataset, preprocessing)
         image = _augment(image, tf.random.fold_in(augment_seed, position), preprocessing)
-        return {"image": tf.ensure_shape(image, shape)} | {key: example[key] for key in ("label", "id", "view") if key in example}
+        kept = {key: example[key] for key in ("label", "id", "view") if key in example}
+        return {"image": tf.ensure_shape(image, shape), **kept}
 
     # Shuffled before decoding, when an example of smallNORB is small enough for the buffer to hold all of them.
     buffer = min(count, max(1, SHUFFLE_BYTES * count // (split.num_records * split.dataset.record_bytes)))

@@ -1,4 +1,4 @@
-"""Renders an image folder of toys seen from all sides: few images of each, and test viewpoints far from those trained on.
+"""Renders an image folder of toys seen from all sides: few images of each, tested far from the viewpoints trained on.
 
     <directory>/train/car_03/car_03_elevation30_azimuth300_lighting0.png    the views about the front
     <directory>/test/car_03/car_03_elevation30_azimuth060_lighting0.png     all others
@@ -73,7 +73,9 @@ class ToyViews:
             raise UserError(f"lighting must be 0 to 5, not {self.lighting}")
         for split in ("train", "test"):
             if not self.azimuths(split):
-                raise UserError(f"train_within={self.train_within} leaves no views of the {self.step}-degree grid to {split}")
+                raise UserError(
+                    f"train_within={self.train_within} leaves no views of the {self.step}-degree grid to {split}"
+                )
 
     def azimuths(self, split: str) -> tuple[int, ...]:
         """The azimuths of "train" or "test", degrees from 0, ascending."""

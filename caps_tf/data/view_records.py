@@ -58,14 +58,14 @@ def find_views(source: PathLike, pattern: str = ETH_80) -> tuple[list[View], lis
         source: the folder.
         pattern: a regular expression for a whole path within the folder, with / between directories, with named groups
             category, object, azimuth, and perhaps elevation or polar (of which elevation is 90 - polar; 0 without
-            either) and lighting (0 without). Angles are whole degrees; azimuths count modulo 360.
+            either) and lighting (0 without it). Angles are whole degrees; azimuths count modulo 360.
 
     Returns:
         (the views, by path; the paths that do not match, sorted).
 
     Raises:
-        UserError: the pattern is none, nothing matches, a number is none or out of range, or two files are the same view
-            of one object.
+        UserError: the pattern is none, nothing matches, a number is none or out of range, or two files are the same
+            view of one object.
 
     Example:
         >>> import tempfile
@@ -104,18 +104,19 @@ def _compile(pattern: str) -> re.Pattern:
     groups = set(matcher.groupindex)
     if not {"category", "object", "azimuth"} <= groups <= set(_GROUPS) or {"elevation", "polar"} <= groups:
         raise UserError(
-            f"pattern {pattern!r} needs the named groups category, object and azimuth, may have elevation or polar, and "
-            "lighting, and no others"
+            f"pattern {pattern!r} needs the named groups category, object and azimuth, may have elevation or polar, "
+            "and lighting, and no others"
         )
     return matcher
 
 
 def _view(path: str, told: Mapping[str, str | None]) -> View:
     def number(name: str) -> int:
+        text = told.get(name)
         try:
-            return int(told.get(name) or 0) if name in told else 0
+            return 0 if text is None else int(text)
         except ValueError:
-            raise UserError(f"{path}: {name} {told[name]!r} is not a whole number: change --pattern") from None
+            raise UserError(f"{path}: {name} {text!r} is not a whole number: change --pattern") from None
 
     if not told["category"] or not told["object"]:
         raise UserError(f"{path}: the pattern finds no category or no object in it: change --pattern")
@@ -170,13 +171,16 @@ def training_objects(objects: Mapping[str, Sequence[str]], text: str) -> dict[st
     """
     named = [_plain(name.strip()) for name in text.split(",") if name.strip()] if "," in text else []
     if not named and not (text.isascii() and text.isdigit() and int(text)):
-        raise UserError(f"--train_objects={text}: give how many of each category train, or which, with commas ('{text},')")
+        raise UserError(
+            f"--train_objects={text}: give how many of each category train, or which, with commas ('{text},')"
+        )
     if len(objects) < 2:
-        raise UserError(f"there is one category, {next(iter(objects))!r}, and nothing to tell it from: change --pattern")
+        raise UserError(f"holds one category, {next(iter(objects))!r}, and nothing to tell it from: change --pattern")
     chosen = {}
     for category, names in objects.items():
         if missing := [name for name in named if name not in names]:
-            raise UserError(f"--train_objects={text}: {category} has no object {missing[0]} (it has {', '.join(names)})")
+            known = ", ".join(names)
+            raise UserError(f"--train_objects={text}: {category} has no object {missing[0]} (it has {known})")
         chosen[category] = [name for name in names if name in named] if named else list(names[: int(text)])
         if len(chosen[category]) == len(names):
             raise UserError(
@@ -189,7 +193,8 @@ def missing_views(views: Sequence[View]) -> list[str]:
     """Names each view that other objects have and one lacks.
 
     Example:
-        >>> missing_views([View("", "cup", "1", 0, 90, 0), View("", "cup", "2", 0, 90, 0), View("", "cup", "2", 0, 0, 0)])
+        >>> front, side = View("", "cup", "1", 0, 0, 0), View("", "cup", "1", 0, 90, 0)
+        >>> missing_views([side, front._replace(object="2"), side._replace(object="2")])
         ['cup 1: elevation 0, azimuth 0, lighting 0']
     """
     present = {view[1:] for view in views}
@@ -224,12 +229,14 @@ def image_shape(source: PathLike, views: Sequence[View], size: tuple[int, int] |
         first = first or (view.path, found)
         if size is None and found != first[1]:
             raise UserError(
-                f"{source}: images differ in size, {_pixels(first[1])} in {first[0]} and {_pixels(found)} in {view.path}: "
-                "give --image_size"
+                f"{source}: images differ in size, {_pixels(first[1])} in {first[0]} and {_pixels(found)} in "
+                f"{view.path}: give --image_size"
             )
     width, height = first[1]
     if size is None and width != height:
-        raise UserError(f"{source}: images of {_pixels(first[1])} are not square: give --image_size={height}x{width}, or N")
+        raise UserError(
+            f"{source}: images of {_pixels(first[1])} are not square: give --image_size={height}x{width}, or N"
+        )
     return *(size or (height, width)), 3 if colour else 1
 
 

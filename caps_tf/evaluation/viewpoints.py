@@ -156,7 +156,10 @@ def at_familiar(run: Run, familiar: float) -> ViewpointResult:
     index = next((index for index, result in enumerate(run) if result.familiar >= familiar), None)
     if index is None:
         best = max(result.familiar for result in run)
-        raise UserError(f"a run of {run[0].network} reaches {best:.1%} on familiar viewpoints, not {familiar:.1%}: ask less")
+        raise UserError(
+            f"a run of {run[0].network} reaches {best:.1%} on familiar viewpoints, not {familiar:.1%}: "
+            "lower the familiar accuracy to match, or leave that run out"
+        )
     if index == 0:
         return run[0]
     before, after = run[index - 1], run[index]
