@@ -2,7 +2,10 @@
 
     python train_val.py --viewpoints=azimuth --network=... --keep_checkpoints=1000 --checkpoint_every=50   # for each
     python test.py --load_dir=... --ckpt_name=all
-    python examples/compare_viewpoints.py --runs=logs/smallNORB/<first>,logs/smallNORB/<second>
+    python examples/compare_viewpoints.py --runs=logs/smallNORB/<first>,logs/smallNORB/<second> --picture=compared.png
+
+Runs that differ in nothing but their seed are put together: mean and standard deviation. Novel accuracy is told where a
+run first reaches the familiar accuracy to match, on a line between the checkpoints before and after that moment.
 """
 
 import sys
@@ -13,16 +16,24 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from caps_tf.errors import UserError, run_script
-from caps_tf.evaluation.viewpoints import comparison_table, read_results
+from caps_tf.evaluation.style import save_figure
+from caps_tf.evaluation.viewpoints import comparison_figure, comparison_table, read_networks
 
 RUNS = flags.DEFINE_list("runs", None, "directories that train_val.py wrote and test.py has tested", required=True)
+FAMILIAR = flags.DEFINE_float(
+    "familiar", None, "familiar accuracy to match, 0 to 1 [the highest that all runs reach]", 0, 1
+)
+PICTURE = flags.DEFINE_string("picture", None, "PNG to draw: novel against familiar accuracy of every checkpoint")
 
 
 def main(argv: list[str]) -> None:
     del argv
     if len(RUNS.value) < 2:
         raise UserError("--runs takes at least two directories, separated by commas")
-    print(comparison_table([read_results(run) for run in RUNS.value]))
+    networks = read_networks(RUNS.value)
+    print(comparison_table(networks, FAMILIAR.value))
+    if PICTURE.value:
+        print(save_figure(comparison_figure(networks, FAMILIAR.value), PICTURE.value), file=sys.stderr)
 
 
 if __name__ == "__main__":

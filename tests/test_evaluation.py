@@ -33,18 +33,18 @@ def hand_made() -> Predictions:
         label=np.array([0, 0, 1, 1, 1, 1]),
         loss=1 / 3,
         class_names=("cat", "dog", "fox"),
-        factors={"elevation": np.array([0, 0, 0, 8, 8, 8]), "azimuth": np.array([17, 0, 17, 17, 17, 17])},
+        factors={"elevation": np.array([30, 30, 30, 70, 70, 70]), "azimuth": np.array([340, 0, 340, 340, 340, 340])},
     )
 
 
 def turning_toys(azimuths=range(18), lightings=range(2), categories=range(5)) -> Predictions:
-    """Two toys a category at every azimuth; the pose of each class runs round an ellipse in pose space."""
+    """Two toys a category at every azimuth, in steps of 20 degrees; the pose of each class runs round an ellipse."""
     rng = np.random.default_rng(0)
-    toys = np.array(list(itertools.product(categories, (2, 7), (0, 4), azimuths, lightings)))
+    toys = np.array(list(itertools.product(categories, (2, 7), (30, 50), [20 * step for step in azimuths], lightings)))
     label, instance, elevation, azimuth, lighting = toys.T
     scores = rng.uniform(0, 0.6, (len(toys), 5)).astype(np.float32)
     scores[np.arange(len(toys)), label] += 0.35
-    angle = np.deg2rad(20 * azimuth)
+    angle = np.deg2rad(azimuth)
     axes = np.random.default_rng(1).normal(size=(5, 2, 16))
     poses = np.einsum("na,cap->ncp", np.stack([3 * np.cos(angle), np.sin(angle)], axis=1), axes)
     factors = {"instance": instance, "elevation": elevation, "azimuth": azimuth, "lighting": lighting}
@@ -349,7 +349,7 @@ def test_trajectory_is_of_one_toy_over_ascending_azimuth():
     part = turning_toys()
     order = np.random.default_rng(3).permutation(len(part))
     # Take three azimuths of instance 2 away: instance 7 has more views.
-    order = order[~((part.factors["instance"] == 2) & (part.factors["azimuth"] > 14))[order]]
+    order = order[~((part.factors["instance"] == 2) & (part.factors["azimuth"] > 280))[order]]
     shuffled = dataclasses.replace(
         part, scores=part.scores[order], label=part.label[order], poses=part.poses[order],
         factors={name: values[order] for name, values in part.factors.items()},
@@ -357,10 +357,10 @@ def test_trajectory_is_of_one_toy_over_ascending_azimuth():
     found = trajectories.find_trajectories(shuffled)
     assert [trajectory.category for trajectory in found] == list(NAMES)
     for category, trajectory in enumerate(found):
-        assert trajectory.held == {"instance": 7, "elevation": 0, "lighting": 0}
+        assert trajectory.held == {"instance": 7, "elevation": 30, "lighting": 0}
         assert trajectory.azimuth.tolist() == list(range(0, 360, 20))
         fixed = [part.factors[name] == value for name, value in trajectory.held.items()]
-        row = np.flatnonzero(np.logical_and.reduce([*fixed, part.label == category, part.factors["azimuth"] == 4]))[0]
+        row = np.flatnonzero(np.logical_and.reduce([*fixed, part.label == category, part.factors["azimuth"] == 80]))[0]
         np.testing.assert_array_equal(trajectory.poses[4], part.poses[row, part.predicted[row]])
         assert trajectory.winner[4] == part.predicted[row]
 
@@ -387,6 +387,15 @@ def test_pose_trajectory_joins_familiar_and_novel_azimuths(tmp_path):
     text = texts(figure)
     for expected in ("azimuth (degrees)", "PC 1", "pose element", "of 18 right", "car, toy 2, elevation 30°"):
         assert expected in text
+
+
+def test_the_path_is_closed_on_a_grid_of_rounded_degrees_and_open_where_azimuths_are_missing():
+    ring = (0, 22, 45, 68, 90, 112, 135, 158, 180, 202, 225, 248, 270, 292, 315, 338)
+    for azimuths, links in ((ring, 16), ([azimuth for azimuth in ring if azimuth not in (90, 248)], 12)):
+        part = turning_toys(range(len(azimuths)), [0], categories=[0])
+        factors = {**part.factors, "azimuth": np.array(azimuths)[part.factors["azimuth"] // 20]}
+        right = dataclasses.replace(part, scores=np.eye(5, dtype=np.float32)[part.label], factors=factors)
+        assert len(trajectories.pose_trajectory({"test": right}).axes[0].lines) == links
 
 
 def test_pose_trajectory_is_none_without_poses_viewpoints_or_four_azimuths():

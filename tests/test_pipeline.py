@@ -82,7 +82,7 @@ def assert_pixels_come_from(files, examples):
     np.testing.assert_array_equal(grey_levels(examples["image"])[..., 0], files.images[rows, views])
     np.testing.assert_array_equal(examples["label"], files.category[rows])
     factors = np.stack([examples[key] for key in ("instance", "elevation", "azimuth", "lighting")], axis=1)
-    np.testing.assert_array_equal(factors, files.info[rows] // [1, 1, 2, 1])
+    np.testing.assert_array_equal(factors, files.info[rows] * [1, 5, 10, 1] + [0, 30, 0, 0])
 
 
 @pytest.mark.parametrize("batch_size", [1350, 100, 2700, 4000, 7])
@@ -135,8 +135,8 @@ def test_novel_azimuths_of_hinton_2018(norb):
     assert set(splits) == {"train", "validation", "familiar", "novel"}
     familiar_degrees = {300, 320, 340, 0, 20, 40}
     for name in ("train", "validation", "familiar"):
-        assert set(20 * evaluate(splits[name])["azimuth"]) == familiar_degrees
-    assert set(20 * evaluate(splits["novel"])["azimuth"]) == set(range(60, 300, 20))
+        assert set(evaluate(splits[name])["azimuth"]) == familiar_degrees
+    assert set(evaluate(splits["novel"])["azimuth"]) == set(range(60, 300, 20))
     assert splits["train"].num_records + splits["validation"].num_records == 450
     rows = [set(evaluate(splits[name])["id"]) for name in ("familiar", "novel")]
     assert not rows[0] & rows[1] and rows[0] | rows[1] == set(range(1350))
@@ -145,8 +145,8 @@ def test_novel_azimuths_of_hinton_2018(norb):
 def test_novel_elevations_of_hinton_2018(norb):
     splits = make_splits(norb, viewpoints="elevation", val_instances=[4])
     for name in ("train", "validation", "familiar"):
-        assert set(evaluate(splits[name])["elevation"]) == {0, 2}
-    assert set(evaluate(splits["novel"])["elevation"]) == {8}
+        assert set(evaluate(splits[name])["elevation"]) == {30, 40}
+    assert set(evaluate(splits["novel"])["elevation"]) == {70}
     assert set(evaluate(splits["validation"])["instance"]) == {4}
     assert splits["familiar"].num_records + splits["novel"].num_records == 1350
 

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, UnidentifiedImageError
 
 from caps_tf.data import conversion
+from caps_tf.data.viewpoints import DEGREES, STEPS
 from caps_tf.errors import UserError
 
 PathLike = str | os.PathLike[str]
@@ -33,7 +34,8 @@ class ImageDataset:
         test_split: the split that `num_test` counts: "test", or "validation" in data sets whose test labels are
             secret (ImageNet, for one).
         has_stereo: whether a record holds two views, "image" and "image2".
-        has_viewpoints: whether a record holds instance, elevation, azimuth and lighting.
+        viewpoint_unit: None, or of the labels of elevation and azimuth where a record holds these, instance and
+            lighting: "steps" as NORB counts them, or "degrees".
         record_bytes: average size of an undecoded record.
         builder: reads the records.
     """
@@ -45,9 +47,14 @@ class ImageDataset:
     num_test: int
     test_split: str
     has_stereo: bool
-    has_viewpoints: bool
+    viewpoint_unit: str | None
     record_bytes: int
     builder: tfds.core.DatasetBuilder
+
+    @property
+    def has_viewpoints(self) -> bool:
+        """Whether a record holds instance, elevation, azimuth and lighting."""
+        return self.viewpoint_unit is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +260,14 @@ def _describe(
         num_test=num_test,
         test_split=test_split,
         has_stereo="image2" in info.features,
-        has_viewpoints=all(key in info.features for key in VIEWPOINT_FEATURES),
+        viewpoint_unit=_viewpoint_unit(info.features),
         record_bytes=record_bytes,
         builder=builder,
     )
+
+
+def _viewpoint_unit(features: tfds.features.FeaturesDict) -> str | None:
+    """Features that describe themselves as degrees are; NORB's say nothing."""
+    if any(key not in features for key in VIEWPOINT_FEATURES):
+        return None
+    return DEGREES if features["label_azimuth"].doc.desc == DEGREES else STEPS

@@ -12,6 +12,7 @@ import tensorflow as tf
 from caps_tf.data.datasets import ImageDataset
 from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.data.splits import Split
+from caps_tf.data.viewpoints import to_degrees
 from caps_tf.errors import UserError
 
 SHUFFLE_BYTES = 1 << 30
@@ -52,8 +53,8 @@ def training_batches(
         skip_batches: how many batches of the epoch a resumed run has already seen.
 
     Returns:
-        `num_training_batches - skip_batches` dicts of image float32 [b, h, w, c], label int32 [b], id int64 [b] (see
-        `evaluation_batches`) and view int32 [b].
+        `num_training_batches - skip_batches` dicts of image float32 [b, h, w, c], label int32 [b], id int64 [b] and,
+        of stereo pairs, view int32 [b] (see `evaluation_batches`).
 
     Raises:
         UserError: `preprocessing` does not fit the data set, or the split holds less than one batch.
@@ -69,7 +70,8 @@ def training_batches(
         # on where a resumed run starts.
         image = _decode(example["image"], split.dataset, preprocessing)
         image = _augment(image, tf.random.fold_in(augment_seed, position), preprocessing)
-        return {"image": tf.ensure_shape(image, shape)} | {key: example[key] for key in ("label", "id", "view")}
+        kept = {key: example[key] for key in ("label", "id", "view") if key in example}
+        return {"image": tf.ensure_shape(image, shape), **kept}
 
     # Shuffled before decoding, when an example of smallNORB is small enough for the buffer to hold all of them.
     buffer = min(count, max(1, SHUFFLE_BYTES * count // (split.num_records * split.dataset.record_bytes)))
@@ -93,8 +95,8 @@ def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: i
 
     Returns:
         Dicts of image float32 [b, h, w, c], label int32 [b], weight float32 [b] (1, or 0 for filling), id int64 [b],
-        view int32 [b] (0 left, 1 right), and for NORB also instance, elevation, azimuth (0-17) and lighting, int32 [b].
-        An id is the row in the .mat or IDX file, and otherwise the position in the files' order.
+        view int32 [b] (0 left, 1 right), and where known also instance, elevation and azimuth in degrees, and lighting,
+        int32 [b]. An id is the row in the .mat or IDX file, and otherwise the position in the files' order.
 
     Raises:
         UserError: `preprocessing` does not fit the data set.
@@ -113,7 +115,7 @@ def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: i
 
 
 def _examples(split: Split, preprocessing: Preprocessing) -> tf.data.Dataset:
-    """Undecoded examples: image string [n], the n views of which make its channels; labels; id; and view."""
+    """Undecoded examples: image string [n], the n views of which make its channels; labels; id; and view of a pair."""
     info = split.dataset.builder.info
     label_key = info.supervised_keys[1]
     stereo = split.dataset.has_stereo
@@ -122,16 +124,20 @@ def _examples(split: Split, preprocessing: Preprocessing) -> tf.data.Dataset:
         views = tf.stack([record["image"], record["image2"]] if stereo else [record["image"]])
         labels = {"label": tf.cast(record[label_key], tf.int32), "id": record_id(record)}
         if split.dataset.has_viewpoints:
-            labels |= {key: tf.cast(record[feature], tf.int32) for key, feature in _VIEWPOINT_KEYS.items()}
+            labels |= {
+                key: to_degrees(key, tf.cast(record[feature], tf.int32), split.dataset.viewpoint_unit)
+                for key, feature in _VIEWPOINT_KEYS.items()
+            }
+        if not stereo:
+            return {"image": views, **labels}
         if preprocessing.views == "both":
-            count = 2 if stereo else 1
-            repeated = {key: tf.fill([count], value) for key, value in labels.items()}
-            return {"image": views[:, None], "view": tf.range(count), **repeated}
+            repeated = {key: tf.fill([2], value) for key, value in labels.items()}
+            return {"image": views[:, None], "view": tf.range(2), **repeated}
         first, last = {"left": (0, 1), "right": (1, 2), "stereo": (0, 2)}[preprocessing.views]
         return {"image": views[first:last], "view": tf.constant(first), **labels}
 
     examples = split.records().map(select, num_parallel_calls=tf.data.AUTOTUNE)
-    return examples.unbatch() if preprocessing.views == "both" else examples
+    return examples.unbatch() if stereo and preprocessing.views == "both" else examples
 
 
 def record_id(record: Mapping[str, tf.Tensor]) -> tf.Tensor:

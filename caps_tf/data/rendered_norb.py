@@ -7,13 +7,9 @@ once a task. Nothing depends on which process does it, so the bytes are the same
 import fcntl
 import functools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from caps_tf.data import norb_format, renderer, toys
+from caps_tf.data.processes import process_map
 from caps_tf.errors import UserError
 from caps_tf.progress import Progress
 
@@ -223,14 +220,14 @@ def _check_space(directory: Path, grid: Grid, splits: int) -> None:
 
 def _render(directory: Path, grid: Grid, splits: list[str], seed: int, num_processes: int) -> None:
     with (
-        _process_map(num_processes) as process_map,
+        process_map(num_processes) as map_in_order,
         Progress(len(splits) * grid.pairs_per_split, "pairs", "rendering") as progress,
     ):
         for split in splits:
             paths, instances = grid.paths(directory, split), grid.instances(split)
             category, info = norb_format.grid_info(instances, grid.elevations, grid.azimuths, grid.lightings)
             tasks = [(instance, azimuth) for instance in instances for azimuth in grid.azimuths]
-            blocks = process_map(functools.partial(_block, grid, seed), tasks)
+            blocks = map_in_order(functools.partial(_block, grid, seed), tasks)
             shape = (grid.pairs_per_split, 2, grid.image_size, grid.image_size)
             with norb_format.MatrixWriter(paths["dat"], shape, np.uint8) as writer:
                 for (instance, azimuth), block in zip(tasks, blocks):
@@ -258,24 +255,3 @@ def _block(grid: Grid, seed: int, task: tuple[int, int]) -> np.ndarray:
 @functools.lru_cache(len(norb_format.CATEGORIES))
 def _studio(category: int, instance: int, seed: int) -> renderer.Studio:
     return renderer.Studio(toys.make_toy(category, instance, seed))
-
-
-@contextmanager
-def _process_map(num_processes: int):
-    """A `map` in order over processes, or the builtin one for a single process."""
-    if num_processes == 1:
-        yield map
-        return
-    # Spawned, not forked: the same on every system, and no threads or locks are copied.
-    executor = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _start_worker)
-    try:
-        yield executor.map
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Ctrl-C is the parent's business; and when the parent is gone, killed even, so is its worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -3,8 +3,9 @@
 Validation records always come from the training files; the test files are for the final figure only.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -12,16 +13,8 @@ import tensorflow_datasets as tfds
 
 from caps_tf.data.damage import find_damage
 from caps_tf.data.datasets import VIEWPOINT_FEATURES, ImageDataset, SentenceDataset
+from caps_tf.data.viewpoints import are_familiar, parse_viewpoints, to_degrees
 from caps_tf.errors import UserError
-
-# G. E. Hinton, S. Sabour, N. Frosst, "Matrix capsules with EM routing", ICLR 2018, section 5.1, as
-# (feature, familiar labels, novel labels). Azimuth label a is 20a degrees: familiar are 300, 320, 340, 0, 20 and 40.
-# Elevation label e is 30 + 5e degrees: familiar are the three lowest.
-_PROTOCOLS = {
-    "azimuth": ("label_azimuth", (15, 16, 17, 0, 1, 2), tuple(range(3, 15))),
-    "elevation": ("label_elevation", (0, 1, 2), (3, 4, 5, 6, 7, 8)),
-}
-VIEWPOINTS = tuple(_PROTOCOLS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +26,8 @@ class Split:
         name: "train", "validation", "test", "familiar" or "novel".
         source: the split of the files, as TensorFlow Datasets calls it.
         start, stop: a range of records in the order of the files, which is shuffled.
-        keep: of those, only records whose label of each of these features is among the values.
-        num_records: how many remain.
+        num_records: how many of them belong to the split.
+        keep: [stop - start] bool, which of them do; None for all.
     """
 
     dataset: ImageDataset | SentenceDataset
@@ -43,26 +36,23 @@ class Split:
     start: int
     stop: int
     num_records: int
-    keep: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    keep: np.ndarray | None = None
 
     def records(self) -> tf.data.Dataset:
         """The records in the order of the files: undecoded features (images, embeddings), and "position"."""
         records = _read(self.dataset, self.source, self.start, self.stop).enumerate(self.start)
         records = records.map(lambda position, record: {**record, "position": position})
-        if self.keep:
-            records = records.filter(self._is_kept)
+        if self.keep is not None:
+            keep = tf.constant(self.keep)
+            records = records.filter(lambda record: keep[record["position"] - self.start])
         return records.apply(tf.data.experimental.assert_cardinality(self.num_records))
-
-    def _is_kept(self, record: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        kept = [tf.reduce_any(record[key] == tf.constant(values, tf.int64)) for key, values in self.keep.items()]
-        return tf.reduce_all(kept)
 
 
 def make_splits(
     dataset: ImageDataset,
     val_prop: float = 0.1,
     val_instances: Sequence[int] = (),
-    viewpoints: str | None = None,
+    viewpoints: str = "",
 ) -> dict[str, Split]:
     """Divides a data set.
 
@@ -71,15 +61,15 @@ def make_splits(
         val_prop: proportion of the training records that validate (the last ones in the files' shuffled order), 0 for
             none.
         val_instances: instead, the training toys that validate, so that validation is on toys never trained on, as
-            the test is. NORB only.
-        viewpoints: None, or "azimuth" or "elevation" for the novel-viewpoint protocol: training and validation see
-            only familiar viewpoints, and the test records are split in two. NORB only.
+            the test is. For data that name toys only.
+        viewpoints: "", or the familiar viewpoints as `viewpoints.parse_viewpoints` reads them: training and validation
+            see only these, and the test records are split in two. For data that name viewpoints only.
 
     Returns:
         "train", "validation" (unless `val_prop` is 0), and "test", or "familiar" and "novel".
 
     Raises:
-        UserError: the data set has no toys or viewpoints, or a split would be empty.
+        UserError: the data set has no toys or viewpoints, or lacks such a toy, or a split would be empty.
 
     Example:
         >>> splits = make_splits(open_dataset("smallNORB"), viewpoints="azimuth")  # doctest: +SKIP
@@ -88,44 +78,64 @@ def make_splits(
     """
     if not 0 <= val_prop < 1:
         raise UserError(f"val_prop must be at least 0 and below 1, not {val_prop}")
-    if viewpoints not in (None, *VIEWPOINTS):
-        raise UserError(f"viewpoints must be one of {', '.join(VIEWPOINTS)}, not {viewpoints!r}")
-    if (viewpoints or val_instances) and not dataset.has_viewpoints:
+    ranges = parse_viewpoints(viewpoints)
+    if (ranges or val_instances) and not dataset.has_viewpoints:
         raise UserError(f"{dataset.name}: its records name neither toys nor viewpoints: use val_prop only")
+    read_labels = functools.cache(functools.partial(_viewpoint_labels, dataset))
 
-    # name -> (source, start, stop, keep)
+    # name -> (source, start, stop, which of the records of the source, None for all)
     whole = dataset.num_train
     if val_instances:
-        trained = tuple(instance for instance in range(10) if instance not in val_instances)
-        parts = {
-            "train": ("train", 0, whole, {"instance": trained}),
-            "validation": ("train", 0, whole, {"instance": tuple(val_instances)}),
-        }
+        validates = _held_out(dataset, read_labels("train")["instance"], val_instances)
+        parts = {"train": ("train", 0, whole, ~validates), "validation": ("train", 0, whole, validates)}
     else:
         cut = whole - round(val_prop * whole)
-        parts = {"train": ("train", 0, cut, {})}
+        parts = {"train": ("train", 0, cut, None)}
         if val_prop:
-            parts["validation"] = ("train", cut, whole, {})
-    test = (dataset.test_split, 0, dataset.num_test)
-    if viewpoints:
-        feature, familiar, novel = _PROTOCOLS[viewpoints]
-        parts = {name: (*part[:3], {**part[3], feature: familiar}) for name, part in parts.items()}
-        parts["familiar"] = (*test, {feature: familiar})
-        parts["novel"] = (*test, {feature: novel})
-    else:
-        parts["test"] = (*test, {})
+            parts["validation"] = ("train", cut, whole, None)
+    parts["test"] = (dataset.test_split, 0, dataset.num_test, None)
+    if ranges:
+        parts = _apart(parts, lambda source: are_familiar(ranges, _degrees(dataset, read_labels(source))))
 
-    labels: dict[str, dict[str, np.ndarray]] = {}
     splits = {}
-    for name, (source, start, stop, keep) in parts.items():
-        if keep and source not in labels:
-            labels[source] = _viewpoint_labels(dataset, source)
-        kept = [np.isin(labels[source][key][start:stop], values) for key, values in keep.items()]
-        num_records = int(np.all(kept, axis=0).sum()) if keep else stop - start
+    for name, (source, start, stop, chosen) in parts.items():
+        keep = None if chosen is None else chosen[start:stop]
+        num_records = stop - start if keep is None else int(keep.sum())
         if not num_records:
             raise UserError(f"{dataset.name}: no records for {name}: change val_prop, val_instances or viewpoints")
         splits[name] = Split(dataset, name, source, start, stop, num_records, keep)
     return splits
+
+
+def _held_out(dataset: ImageDataset, instances: np.ndarray, val_instances: Sequence[int]) -> np.ndarray:
+    """Which training records are of the toys that validate."""
+    present = np.unique(instances).tolist()
+    for instance in val_instances:
+        if instance not in present:
+            known = ", ".join(map(str, present))
+            raise UserError(f"{dataset.name}: no records for validation of instance {instance}: it trains on {known}")
+    return np.isin(instances, val_instances)
+
+
+def _apart(
+    parts: Mapping[str, tuple[str, int, int, np.ndarray | None]], familiar: Callable[[str], np.ndarray]
+) -> dict[str, tuple[str, int, int, np.ndarray]]:
+    """Leaves familiar viewpoints to every part, and makes two of the test."""
+    kept = {}
+    for name, (source, start, stop, chosen) in parts.items():
+        known = familiar(source)
+        if name == "test":
+            kept["familiar"], kept["novel"] = (source, start, stop, known), (source, start, stop, ~known)
+        else:
+            kept[name] = (source, start, stop, known if chosen is None else chosen & known)
+    return kept
+
+
+def _degrees(dataset: ImageDataset, labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        factor: to_degrees(factor, labels[f"label_{factor}"], dataset.viewpoint_unit)
+        for factor in ("azimuth", "elevation")
+    }
 
 
 def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dict[str, Split]:

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from caps_tf.evaluation.metrics import confusion_matrix, count_by, wilson_interval
-from caps_tf.evaluation.predictions import Predictions, factor_value
+from caps_tf.evaluation.predictions import Predictions
 from caps_tf.evaluation.style import COLORS, FAINT, INK, add_legend, new_figure, style_axes
 
 _SCHEDULES = {
@@ -188,7 +188,7 @@ def accuracy_over_viewpoint(parts: Mapping[str, Predictions]) -> Figure | None:
 
     Example:
         >>> part = Predictions(np.eye(2, dtype=np.float32), np.array([0, 1]), 0.5, ("cat", "dog"),
-        ...                    factors={"azimuth": np.array([0, 1])})
+        ...                    factors={"azimuth": np.array([0, 20])})
         >>> accuracy_over_viewpoint({"test": part}).axes[0].get_xlabel()
         'azimuth (degrees)'
     """
@@ -201,17 +201,16 @@ def accuracy_over_viewpoint(parts: Mapping[str, Predictions]) -> Figure | None:
     chance = 1 / max(len(part.class_names) for part in parts.values())
     for axes, factor in zip(panels, factors, strict=True):
         known = {name: part for name, part in parts.items() if factor in part.factors}
-        grid = np.unique(np.concatenate([part.factors[factor] for part in known.values()]))
-        degrees = factor_value(factor, grid)
+        degrees = np.unique(np.concatenate([part.factors[factor] for part in known.values()]))
         for color, (name, part) in zip(COLORS, known.items(), strict=False):
             present, right, totals = count_by(part.factors[factor], part.correct)
-            curves = np.full((3, len(grid)), np.nan)
-            curves[:, np.searchsorted(grid, present)] = right / totals, *wilson_interval(right, totals)
+            curves = np.full((3, len(degrees)), np.nan)
+            curves[:, np.searchsorted(degrees, present)] = right / totals, *wilson_interval(right, totals)
             axes.fill_between(degrees, curves[1], curves[2], color=color, alpha=0.18, linewidth=0)
             axes.plot(degrees, curves[0], "o-", color=color, markersize=4, linewidth=1.6, label=name)
         axes.axhline(chance, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="chance")
         style_axes(axes, f"{factor} (degrees)", "accuracy" if axes is panels[0] else "")
-        axes.set_xticks(degrees[:: -(-len(grid) // 9)])
+        axes.set_xticks(degrees[:: -(-len(degrees) // 9)])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.set_ylim(0, 1.02)
     lines, labels = panels[0].get_legend_handles_labels()

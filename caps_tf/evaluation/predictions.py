@@ -11,37 +11,16 @@ from caps_tf.errors import UserError
 VIEW_NAMES = ("left", "right")
 
 
-def factor_value(name: str, index: np.ndarray) -> np.ndarray:
-    """Turns a NORB factor's class index into its physical value.
-
-    Args:
-        name: "elevation" and "azimuth" become degrees; every other factor stays an index.
-        index: [...] int.
-
-    Returns:
-        [...] int.
-
-    Example:
-        >>> factor_value("elevation", np.array([0, 8])), factor_value("azimuth", np.array([0, 17]))
-        (array([30, 70]), array([  0, 340]))
-    """
-    if name == "elevation":
-        return 30 + 5 * index
-    if name == "azimuth":
-        return 20 * index
-    return index
-
-
-def factor_label(name: str, index: int) -> str:
+def factor_label(name: str, value: int) -> str:
     """Names one value of a factor as a reader knows it: "45" degrees of elevation, the "left" view, lighting "3".
 
     Example:
-        >>> factor_label("azimuth", 3), factor_label("view", 1), factor_label("lighting", 3)
+        >>> factor_label("azimuth", 60), factor_label("view", 1), factor_label("lighting", 3)
         ('60', 'right', '3')
     """
-    if name == "view" and 0 <= index < len(VIEW_NAMES):
-        return VIEW_NAMES[index]
-    return str(factor_value(name, int(index)))
+    if name == "view" and 0 <= value < len(VIEW_NAMES):
+        return VIEW_NAMES[value]
+    return str(int(value))
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +32,8 @@ class Predictions:
         label: [n] int, the true classes.
         loss: mean over the n examples.
         class_names: a name for every class, in the order of the scores.
-        factors: name -> [n] int. Known names: instance, elevation (index 0-8), azimuth (index 0-17), lighting,
-            view (0 left, 1 right); others are reported under their index.
+        factors: name -> [n] int. Known names: instance, elevation and azimuth (degrees), lighting, view
+            (0 left, 1 right); others are reported under their index.
         poses: [n, classes, pose size] float, the class capsules' poses, or None for networks without them.
         ids: [n] str, the record each example comes from; the two views of a stereo pair share it.
 

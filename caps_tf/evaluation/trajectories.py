@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from caps_tf.evaluation.predictions import Predictions, concatenate, factor_label, factor_value
+from caps_tf.evaluation.predictions import Predictions, concatenate, factor_label
 from caps_tf.evaluation.style import FAINT, INK, new_figure, style_axes
 
 FEWEST_AZIMUTHS = 4
@@ -30,7 +30,7 @@ class Trajectory:
 
     Args:
         category: the toy's true class, by name.
-        held: factor -> the index it is held at (instance, elevation, lighting, view, as far as known).
+        held: factor -> the value it is held at (instance, elevation, lighting, view, as far as known).
         azimuth: [t] int, degrees, ascending.
         poses: [t, pose size] float, of the class that won at each azimuth.
         winner: [t] int, that class.
@@ -48,7 +48,7 @@ class Trajectory:
     def title(self) -> str:
         """Names the toy and what is held fixed."""
         units = {"instance": "toy {}", "elevation": "elevation {}°", "lighting": "lighting {}", "view": "{} view"}
-        held = [units[name].format(factor_label(name, index)) for name, index in self.held.items()]
+        held = [units[name].format(factor_label(name, value)) for name, value in self.held.items()]
         return ", ".join([self.category, *held])
 
 
@@ -80,8 +80,8 @@ def find_trajectories(predictions: Predictions) -> list[Trajectory]:
         found.append(
             Trajectory(
                 category=predictions.class_names[category],
-                held={name: int(index) for name, index in zip(fixed, groups[best, 1:], strict=True)},
-                azimuth=factor_value("azimuth", azimuth[examples]),
+                held={name: int(value) for name, value in zip(fixed, groups[best, 1:], strict=True)},
+                azimuth=azimuth[examples],
                 poses=predictions.poses[examples, winner].astype(np.float64),
                 winner=winner,
                 correct=predictions.correct[examples],
@@ -164,8 +164,8 @@ def _draw_path(axes: Axes, trajectory: Trajectory, fit: np.ndarray) -> None:
     steps = np.diff(trajectory.azimuth, append=trajectory.azimuth[0] + 360)
     following = np.roll(np.arange(len(points)), -1)
     for start, end in enumerate(following):
-        # A wider step than the smallest would hide azimuths never seen.
-        if steps[start] == steps.min() and trajectory.winner[start] == trajectory.winner[end]:
+        # A step twice as wide as the smallest would hide azimuths never seen; on an uneven grid, steps differ by less.
+        if steps[start] < 2 * steps.min() and trajectory.winner[start] == trajectory.winner[end]:
             axes.plot(*points[[start, end]].T, color="#B0B0B0", linewidth=1, zorder=1)
     look = {"cmap": _CYCLE, "vmin": 0, "vmax": 360, "edgecolors": INK, "linewidths": 0.5, "zorder": 2}
     for chosen, marker in ((trajectory.correct, "o"), (~trajectory.correct, "X")):

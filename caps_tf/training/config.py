@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES, VIEWS
+from caps_tf.data.viewpoints import parse_viewpoints
 from caps_tf.errors import UserError
 from caps_tf.files import write_atomically
 
@@ -21,7 +22,6 @@ ROUTING_ITERATIONS = {
 }
 """Of a network, or of the routing that conv_capsules is given."""
 LOSSES = ("auto", "spread", "cross_entropy")
-VIEWPOINTS = ("", "azimuth", "elevation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adam", "radam", "sgd")
 SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
@@ -95,10 +95,13 @@ class RunConfig:
     )
     val_prop: float = _option(0.1, "data", "share of the training records held out for validation, 0 for none")
     val_instances: str = _option(
-        "", "data", "validate on these training instances of NORB instead, such as 9 or 8,9 (a harder, more honest test)"
+        "", "data", "validate on these training instances instead, such as 9 or 8,9 (a harder, more honest test)"
     )
     viewpoints: str = _option(
-        "", "data", "novel-viewpoint protocol of Hinton et al. 2018: azimuth or elevation", VIEWPOINTS
+        "",
+        "data",
+        "novel-viewpoint protocol: train on these viewpoints only and test on the others too; azimuth or elevation (of "
+        "Hinton et al. 2018), or degrees such as azimuth:-67..67 or azimuth:300..40,elevation:45..90 (both must hold)",
     )
 
     network: str = _option("matrix_capsules", "network", "architecture", NETWORKS)
@@ -229,6 +232,7 @@ class RunConfig:
         parse_size(self.resize, "resize")
         parse_size(self.image_size, "image_size")
         self.validation_instances()
+        parse_viewpoints(self.viewpoints)
         self.drop_epochs()
         self.channel_statistics()
         self._check_combinations()

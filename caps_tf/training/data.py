@@ -13,6 +13,7 @@ from caps_tf.data.mixup import mixed_batches
 from caps_tf.data.pipeline import evaluation_batches, num_examples, training_batches
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits
+from caps_tf.data.viewpoints import STEPS
 from caps_tf.errors import UserError
 from caps_tf.training.config import RunConfig, parse_size
 from caps_tf.training.tester import TestPart
@@ -122,12 +123,13 @@ def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
 
 def _images(config: RunConfig, dataset: ImageDataset) -> _Source:
     # NORB's published sizes are the default for NORB only; other images are taken as they are.
-    crop = parse_size(config.image_size or ("32" if dataset.has_viewpoints else "0"), "image_size")
-    halves = dataset.has_viewpoints and (crop is None or max(crop) <= 48)
+    is_norb = dataset.viewpoint_unit == STEPS
+    crop = parse_size(config.image_size or ("32" if is_norb else "0"), "image_size")
+    halves = is_norb and (crop is None or max(crop) <= 48)
     resize = parse_size(config.resize or ("48" if halves else "0"), "resize")
     augment = config.augment
     if augment == "auto":
-        augment = "norb" if dataset.has_viewpoints and config.normalize != "none" else "crop"
+        augment = "norb" if is_norb and config.normalize != "none" else "crop"
     channel_mean, channel_std = config.channel_statistics()
     preprocessing = Preprocessing(
         resize=resize,
@@ -143,7 +145,7 @@ def _images(config: RunConfig, dataset: ImageDataset) -> _Source:
     batches = {"preprocessing": preprocessing, "batch_size": config.batch_size}
     return _Source(
         input_shapes={"image": preprocessing.input_shape(dataset)},
-        splits=make_splits(dataset, config.val_prop, config.validation_instances(), config.viewpoints or None),
+        splits=make_splits(dataset, config.val_prop, config.validation_instances(), config.viewpoints),
         num_examples=functools.partial(num_examples, preprocessing=preprocessing),
         training=functools.partial(training_batches, **batches),
         evaluation=functools.partial(evaluation_batches, **batches),

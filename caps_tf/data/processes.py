@@ -1,0 +1,42 @@
+"""Work spread over processes that end with the one that started them."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+
+
+@contextmanager
+def process_map(num_processes: int) -> Iterator[Callable[..., Iterable]]:
+    """A `map` in order over processes, or the builtin one for a single process.
+
+    Args:
+        num_processes: at least 1.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: a process was killed.
+
+    Example:
+        >>> with process_map(1) as each:
+        ...     list(each(abs, [-1, 2]))
+        [1, 2]
+    """
+    if num_processes == 1:
+        yield map
+        return
+    # Spawned, not forked: the same on every system, and no threads or locks are copied.
+    executor = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        yield executor.map
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's business; and when the parent is gone, killed even, so is its worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
