@@ -13,6 +13,11 @@ NETWORKS = {
     "matrix_capsules": lambda: models.matrix_capsules((20, 24, 1), 3, A=4, B=2, C=3, D=3, weight_reg=0.01),
     "heinsen_sst": lambda: models.heinsen_sst(depth=3, width=8, num_classes=3, features=6, parts=5, weight_reg=0.01),
     "heinsen_norb, 1 iteration": lambda: models.heinsen_norb((29, 33, 2), 3, channels=4, parts=5, iterations=1),
+    "conv_capsules, em": lambda: models.conv_capsules((16, 20, 1), 3, convolutions="4k5s2,4s2", capsules=2),
+    "conv_capsules, attention": lambda: models.conv_capsules(
+        (16, 20, 1), 3, routing="attention", convolutions="4k5s2,4s2", capsules=2, weight_reg=0.01
+    ),
+    "conv_capsules, none": lambda: models.conv_capsules((16, 20, 1), 3, routing="none", convolutions="4k5s2,4s2"),
     "cnn_baseline": lambda: models.cnn_baseline((8, 8, 1), 3, dropout=0.0, weight_reg=0.01),
 }
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from caps_tf import models
-from caps_tf.layers import EMClassCapsules, HeinsenRouting, HeinsenVectorRouting
+from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting, HeinsenVectorRouting
 from caps_tf.models.costs import count_costs
 
 
@@ -74,9 +74,23 @@ def test_attention_routing_counts_the_steps_that_the_schedule_takes():
     assert forward(2, True) - without == 2 * convolutional + 2 * dense
 
 
+def test_attention_class_capsules_weigh_sums_over_positions_instead_of_votes():
+    poses = keras.Input((3, 2, 4, 4, 4))
+
+    def forward(iterations):
+        stack = CapsuleStack([AttentionClassCapsules(5)], iterations)
+        return count_costs(keras.Model(poses, stack(poses)), batch=2).forward
+
+    # Types x parents x elements times the 4 rows of a weight; then children x parents x elements twice an iteration.
+    assert forward(1) == 2 * 4 * 5 * 16 * 4
+    assert forward(2) - forward(1) == 2 * 2 * (3 * 2 * 4) * 5 * 16
+
+
 @pytest.mark.parametrize(
     "network",
     [
+        lambda: models.conv_capsules((16, 20, 1), 3, routing="attention"),
+        lambda: models.conv_capsules((16, 20, 1), 3, routing="em"),
         lambda: models.matrix_capsules((20, 24, 1), 3, A=4, B=2, C=3, D=3),
         lambda: models.heinsen_norb((29, 33, 2), 3, channels=4, parts=4),
         lambda: models.attention_capsules((8, 8, 1), 5, SMALL, num_routing=3),

@@ -14,7 +14,7 @@ from caps_tf.training.trainer import Trainer, TrainingData
 
 BATCH, STEPS, CLASSES = 8, 6, 3
 SENTENCE = {"embedding": (None, 2, 8), "mask": (None,)}
-SIDES = {"matrix_capsules": 17, "cnn_baseline": 17, "heinsen_norb": 29, "attention": 32}
+SIDES = {"matrix_capsules": 17, "cnn_baseline": 17, "heinsen_norb": 29, "attention": 32, "conv_capsules": 16}
 ATTENTION = {
     "backbone": {"output_dim": 8, "kernel_size": 3, "stride": 2, "padding": 1},
     "primary_capsules": {"num_caps": 4, "caps_dim": 4, "kernel_size": 1, "stride": 1, "padding": 0},

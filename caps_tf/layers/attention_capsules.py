@@ -257,7 +257,8 @@ class AttentionClassCapsules(AttentionCapsules):
     """One capsule for each class, routed by inverted dot-product attention from all children of the image.
 
     All positions share their weights, as in `EMClassCapsules`: what a part says of a class does not depend on where it
-    stands. The paper's dense capsules have a weight for each child instead (`AttentionDenseCapsules`).
+    stands. The paper's dense capsules have a weight for each child instead (`AttentionDenseCapsules`). Without
+    normalisation a parent is J / K times the sum of its weighed votes, K children: uniformly routed, their mean.
 
     Args:
         capsules: number of classes.
@@ -297,6 +298,8 @@ class AttentionClassCapsules(AttentionCapsules):
             parents = ops.reshape(parents, (-1, self.capsules, _as_matrix(pose)[0], self.kernel.shape[-1]))
             parents = ops.cast(parents, self._precision)
         routed = shared_parents(ops.cast(children, self._precision), ops.cast(self.kernel, self._precision), parents)
+        if not self.normalize:
+            routed = routed * (self.capsules / math.prod(shape[1:4]))
         return ops.reshape(self._finish(routed), (-1, *self._parent_shape(pose)))
 
     def compute_output_shape(self, children_shape, parents_shape=None):
