@@ -28,11 +28,13 @@ class Parents(NamedTuple):
         poses: [b, p, q, j, d], the mean of each parent's Gaussian.
         activations: [b, p, q, j], between 0 and 1.
         routing_weights: [b, p, q, j, k, i], how much of each child each parent got in the last M-step.
+        variances: [b, p, q, j, d], of each parent's Gaussian.
     """
 
     poses: Tensor
     activations: Tensor
     routing_weights: Tensor
+    variances: Tensor
 
 
 def inverse_temperature(iteration: int, final_lambda: float) -> float:
@@ -202,6 +204,10 @@ def em_routing(
         if iteration < iterations - 1:
             logits = log_likelihood(votes, mu, variance) + ops.log(parent_activations + epsilon)[..., None]
             routing_weights = softmax_over_parents(ops.reshape(bounded_gradient(logits), in_space), neighbourhood)
+    gaussians = (*in_space[:4], pose_size)
     return Parents(
-        ops.reshape(mu, (*in_space[:4], pose_size)), ops.reshape(parent_activations, in_space[:4]), routing_weights
+        ops.reshape(mu, gaussians),
+        ops.reshape(parent_activations, in_space[:4]),
+        routing_weights,
+        ops.reshape(variance, gaussians),
     )
