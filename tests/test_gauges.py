@@ -57,12 +57,11 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_gauges(storage, watched):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_gauges_of_heinsens_network(storage, devices):
     flags = [flag for flag in TINY if not flag.startswith(("--margin_steps", "--image_size", "--resize"))]
-    process_flags = ("--network=heinsen_norb", "--resize=32", "--image_size=29", "--views=stereo", "--epoch=1")
-    found = train(storage, f"heinsen{devices}", *flags, *process_flags, f"--num_gpus={devices}", "--routing_gauges")
+    flags += ["--network=heinsen_norb", "--resize=32", "--image_size=29", "--views=stereo", "--log_every=7"]
+    found = train(storage, f"heinsen{devices}", *flags, f"--num_gpus={devices}", "--epoch=1", "--routing_gauges")
     for line in read_gauges(found):
         expected = (*SHARES, "vote_scale", "vote_spread_2", "vote_spread_3")
         assert {f"{gauge}/{layer}" for gauge in expected for layer in ("part_capsules", "class_capsules")} <= set(line)
-        assert line["routing_entropy/part_capsules"] > 0.9  # shared weights: parents start alike
         assert line["update_ratio/class_capsules/W"] > 0
 
 

@@ -64,7 +64,7 @@ def test_parents_count_as_off_or_on_if_they_are_in_nine_examples_of_ten():
 def test_the_other_gauges_are_what_their_formulas_say():
     assert number(health.variance_floor(np.array([[2e-9, 2.1e-9], [1e-9, 1.0]]), 1e-9)) == 0.5
     assert number(health.vote_scale(np.array([1.0, -7.0]))) == pytest.approx(5.0)
-    # Votes (0, 0) and (2, 4) around (1, 2): both at (1 + 4) / 2; (9, 9) has no weight. Only proportions of weights count.
+    # Votes (0, 0) and (2, 4) around (1, 2): both at (1 + 4) / 2; (9, 9) has no weight, and only proportions count.
     votes = np.array([[0.0, 2.0, 9.0], [0.0, 4.0, 9.0]])[None, None]
     for factor in (1.0, 1e-15):
         weights = factor * np.array([[[0.2, 0.6, 0.0]]])

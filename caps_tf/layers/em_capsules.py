@@ -116,7 +116,7 @@ class EMCapsules(keras.layers.Layer):
         return RoutingTrace(tuple(steps), ops.reshape(active, (-1, c)), VARIANCE_FLOOR)
 
     def _route(self, children, kernel, neighbourhood: Neighbourhood, offsets: np.ndarray | None = None):
-        """Poses [b, h, w, i, x, y] and activations to those of the parents."""
+        """Poses [b, h, w, i, x, y] and activations to those of the parents, [b, p, q, j, d] and [b, p, q, j]."""
         found = self._with_votes(
             lambda votes, activations, em: em(self.iterations)[:2], children, kernel, neighbourhood, offsets
         )
@@ -224,6 +224,7 @@ class EMConvCapsules(ConvolutionalCapsules, EMCapsules):
         return ops.reshape(poses, (*ops.shape(activations), *pose_shape)), activations
 
     def _receptive_fields(self, children):
+        """Weights [c, j, y, z], and which child feeds which parent."""
         kernel = ops.reshape(ops.convert_to_tensor(self.kernel), (-1, *self.kernel.shape[2:]))
         return kernel, self._neighbourhood(children[0].shape)
 
@@ -279,6 +280,7 @@ class EMClassCapsules(EMCapsules):
         return ops.reshape(poses, (-1, self.capsules, *pose_shape)), ops.reshape(activations, (-1, self.capsules))
 
     def _receptive_fields(self, children):
+        """Weights [c, j, y, z], which child feeds which parent, and what is added to votes, [d, c] or None."""
         pose_shape = tuple(children[0].shape[-2:])
         neighbourhood = Neighbourhood.whole(tuple(children[0].shape[1:3]))
         kernel = ops.convert_to_tensor(self.kernel)

@@ -293,5 +293,6 @@ class HeinsenRouting(keras.layers.Layer):
 
 
 def _stored_votes(poses: Tensor, kernel: Tensor, bias: Tensor) -> StoredVotes:
+    """The votes as a tensor, whether or not children share their weights."""
     form = StoredSharedVotes if kernel.shape[0] == 1 else StoredVotes
     return form.of(poses, kernel, bias)

@@ -67,8 +67,8 @@ class VectorRouting(keras.layers.Layer):
             mask: as of a call, or a padding mask.
 
         Returns:
-            `RoutingTrace` of routing weights and activations alone: there are no Gaussians, and no votes are made. n counts
-            what the leading axes hold.
+            `RoutingTrace` of routing weights and activations alone: there are no Gaussians, and no votes are made. n
+            counts what the leading axes hold.
 
         Example:
             >>> layer, x = HeinsenVectorRouting(n_inp=7, n_out=5, d_inp=6, d_out=4, n_iters=3), np.ones((2, 7, 6))

@@ -63,8 +63,8 @@ def routing_entropy(routing_weights: Tensor, equal_weights: Tensor, child_activa
 
     With U = 1 / N for a child that competes over N parents, and a the child's activation (1 without),
     entropy = sum_njc a (-R ln R) / ln N / sum_njc a R. As R sums to 1 over a child's parents, this is the mean over
-    children, weighted by their activations, of -sum R ln R / ln N. A child with a single parent has nothing to decide and
-    is left out; where no child is active, all count alike.
+    children, weighted by their activations, of -sum R ln R / ln N. A child with a single parent has nothing to decide
+    and is left out; where no child is active, all count alike.
 
     Args:
         routing_weights: R, [n, j, c].
@@ -75,8 +75,8 @@ def routing_entropy(routing_weights: Tensor, equal_weights: Tensor, child_activa
         A scalar between 0 and 1; 0 if no child has a choice.
 
     Example:
-        >>> halves, shared = np.full((1, 4, 2), 0.25), np.array([[1.0, 0.5], [0.0, 0.5], [0.0, 0.0], [0.0, 0.0]])
-        >>> float(routing_entropy(halves, halves)), float(routing_entropy(shared[None], halves))   # (0 + ln 2 / ln 4) / 2
+        >>> equal, some = np.full((1, 4, 2), 0.25), np.array([[1.0, 0.5], [0.0, 0.5], [0.0, 0.0], [0.0, 0.0]])
+        >>> float(routing_entropy(equal, equal)), float(routing_entropy(some[None], equal))   # (0 + ln 2 / ln 4) / 2
         (1.0, 0.25)
     """
     routing_weights, equal_weights = ops.convert_to_tensor(routing_weights), ops.convert_to_tensor(equal_weights)

@@ -39,11 +39,9 @@ class RunGauges:
     def __init__(self, model: keras.Model, batches: tf.data.Dataset):
         self._model = model
         self._layers = [layer for layer in model.layers if isinstance(layer, ROUTING_LAYERS)]
-        self._sample = {}
-        if self._layers:
-            names = [each.name for each in model.inputs]
-            first = next(iter(batches))
-            self._sample = {name: first[name][:EXAMPLES] for name in names}
+        # One example after the other: votes are large, and of all at once they would be as large as a step's.
+        examples = batches.take(1).unbatch().take(EXAMPLES).batch(1, drop_remainder=True)
+        self._examples = list(examples) if self._layers else []
         self._measure = tf.function(self._measure_routing, autograph=False)
         self._before: list[np.ndarray] = []
 
@@ -52,37 +50,36 @@ class RunGauges:
         self._before = self._weights()
 
     def read(self) -> dict[str, float]:
-        """The gauges after a step that `before_step` came before, named <gauge>/<layer> and <gauge>/<layer>/<weight>."""
-        gauges = self._of_routing() if self._layers else {}
-        pairs = zip(self._model.trainable_variables, self._before, self._weights(), strict=True)
-        ratios = {f"update_ratio/{variable.path}": update_ratio(*weights) for variable, *weights in pairs}
-        return {name: float(value) for name, value in (gauges | ratios).items()}
+        """The gauges after a step that followed `before_step`, named <gauge>/<layer> and <gauge>/<layer>/<weight>."""
+        weights = zip(self._model.trainable_variables, self._before, self._weights(), strict=True)
+        ratios = {f"update_ratio/{variable.path}": update_ratio(before, after) for variable, before, after in weights}
+        return {name: float(value) for name, value in (self._of_routing() | ratios).items()}
 
     def _weights(self) -> list[np.ndarray]:
         return [keras.ops.convert_to_numpy(variable) for variable in self._model.trainable_variables]
 
     def _of_routing(self) -> dict[str, tf.Tensor]:
-        # One example after the other: votes are large, and of a sample they would be as large as a step's.
         found = defaultdict(list)
-        for at in range(len(next(iter(self._sample.values())))):
-            for name, value in self._measure({name: value[at : at + 1] for name, value in self._sample.items()}).items():
+        for example in self._examples:
+            for name, value in self._measure(example).items():
                 found[name].append(value)
         gauges = {}
         for name, values in found.items():
             gauge, _, layer = name.partition("/")
+            values = tf.stack(values)
             if gauge == "activations":
-                gauges[f"parents_off/{layer}"] = parents_off(tf.stack(values))
-                gauges[f"parents_on/{layer}"] = parents_on(tf.stack(values))
+                gauges |= {f"parents_off/{layer}": parents_off(values), f"parents_on/{layer}": parents_on(values)}
             else:
-                gauges[name] = tf.reduce_mean(tf.stack(values))
+                gauges[name] = tf.reduce_mean(values)
         return gauges
 
     def _measure_routing(self, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Gauges of each routing layer for one example, and the activations of its parents."""
-        below = keras.Model(self._model.input, [layer.input for layer in self._layers])
+        below = keras.Model(self._model.input, {layer.name: layer.input for layer in self._layers})
+        children = below(model_inputs(below, example), training=False)
         gauges = {}
-        for layer, children in zip(self._layers, below(model_inputs(below, example), training=False), strict=True):
-            traces = layer.routing_trace(children)
+        for layer in self._layers:
+            traces = layer.routing_trace(children[layer.name])
             for name, trace in (traces if isinstance(layer, CapsuleStack) else {layer.name: traces}).items():
                 gauges |= {f"{gauge}/{name}": value for gauge, value in trace_gauges(trace).items()}
                 if trace.steps[-1].activations is not None:
