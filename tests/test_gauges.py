@@ -11,7 +11,7 @@ from tests.runs import assert_same_weights, log_lines, train, weights
 from tests.small_norb import TINY, run_script
 from tests.test_attention_scripts import CONFIG
 
-SHARES = ("routing_entropy", "parents_off", "parents_on", "variance_floor")
+SHARES = ("routing_entropy", "parents_off", "parents_on", "activation_mean", "activation_deviation", "variance_floor")
 EM_GAUGES = (*SHARES, "vote_scale", "vote_spread_2")
 EM_LAYERS = ("conv_capsules_1", "conv_capsules_2", "class_capsules")
 

@@ -120,6 +120,38 @@ def parents_on(activations: Tensor) -> Tensor:
     return _share_of_parents(ops.convert_to_tensor(activations) > ON)
 
 
+def activation_mean(activations: Tensor) -> Tensor:
+    """Mean activation of all parents in all examples.
+
+    Args:
+        activations: any shape.
+
+    Returns:
+        A scalar between 0 and 1.
+
+    Example:
+        >>> float(activation_mean(np.array([[0.0, 0.25], [1.0, 0.75]])))
+        0.5
+    """
+    return ops.mean(ops.convert_to_tensor(activations))
+
+
+def activation_deviation(activations: Tensor) -> Tensor:
+    """Mean over parents of the standard deviation of a parent's activation over examples: 0 if it says always the same.
+
+    Args:
+        activations: [b, ...], between 0 and 1: of each parent, at each position, in each example.
+
+    Returns:
+        A scalar between 0 and 1/2.
+
+    Example:
+        >>> float(activation_deviation(np.array([[0.0, 0.3], [1.0, 0.3]])))   # of 1/2 and 0
+        0.25
+    """
+    return ops.mean(ops.std(ops.convert_to_tensor(activations), axis=0))
+
+
 def variance_floor(variances: Tensor, floor: float) -> Tensor:
     """Share of variances that are at most twice their floor: of parents that fit one child, or no data at all.
 

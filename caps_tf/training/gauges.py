@@ -11,9 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from caps_tf.layers import CapsuleStack
-from caps_tf.routing.health import parents_off, parents_on, trace_gauges, update_ratio
+from caps_tf.routing.health import (
+    activation_deviation,
+    activation_mean,
+    parents_off,
+    parents_on,
+    trace_gauges,
+    update_ratio,
+)
 from caps_tf.training.compilation import ROUTING_LAYERS
 from caps_tf.training.steps import model_inputs
+
+ACTIVATION_GAUGES = (parents_off, parents_on, activation_mean, activation_deviation)
 
 EXAMPLES = 16
 """How many examples routing is looked at with."""
@@ -68,7 +77,7 @@ class RunGauges:
             gauge, _, layer = name.partition("/")
             values = tf.stack(values)
             if gauge == "activations":
-                gauges |= {f"parents_off/{layer}": parents_off(values), f"parents_on/{layer}": parents_on(values)}
+                gauges |= {f"{gauge.__name__}/{layer}": gauge(values) for gauge in ACTIVATION_GAUGES}
             else:
                 gauges[name] = tf.reduce_mean(values)
         return gauges
