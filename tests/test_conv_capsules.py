@@ -7,7 +7,7 @@ from keras import ops
 
 from caps_tf.errors import UserError
 from caps_tf.initializers import NearIdentity
-from caps_tf.layers import AttentionClassCapsules, EMClassCapsules, EMConvCapsules, HeinsenRouting
+from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, EMConvCapsules, HeinsenRouting
 from caps_tf.models import conv_capsules, heinsen_norb, parse_convolutions
 from caps_tf.routing.inverted_attention import first_parents, next_parents, shared_parents
 from tests.gradients import gradients
@@ -184,3 +184,29 @@ def test_the_initial_bias_is_kept_in_the_config():
     layer = HeinsenRouting(4, 4, 4, n_out=3, bias_initializer=keras.initializers.RandomNormal(stddev=0.5, seed=0))
     again = HeinsenRouting.from_config(layer.get_config())
     assert again.bias_initializer.stddev == 0.5
+
+
+# Gauges
+
+
+def test_the_trace_of_shared_attention_ends_with_what_the_stack_returns():
+    children = np.random.default_rng(0).normal(size=(2, 3, 4, 2, 4, 4)).astype("float32")
+    stack = CapsuleStack([AttentionClassCapsules(5, normalize=False, name="classes")], iterations=2)
+    parents = stack(children)
+    first, last = stack.routing_trace(children)["classes"].steps
+    np.testing.assert_allclose(first.routing_weights, np.full((2, 5, 24), 1 / 5), rtol=1e-6)
+    np.testing.assert_allclose(np.sum(last.routing_weights, axis=1), np.ones((2, 24)), rtol=1e-5)
+    np.testing.assert_allclose(np.reshape(last.parents, parents.shape), parents, rtol=1e-5)
+    votes = np.einsum("njc,njdc->njd", last.routing_weights, last.votes) * 5 / 24
+    np.testing.assert_allclose(votes, last.parents, rtol=1e-4, atol=1e-5)
+
+
+def test_the_trace_of_learned_temperatures_ends_with_what_the_layer_returns():
+    rng = np.random.default_rng(0)
+    children = rng.normal(size=(2, 3, 3, 2, 4, 4)).astype("float32"), rng.uniform(size=(2, 3, 3, 2)).astype("float32")
+    layer = EMClassCapsules(4, initial_temperature=2.0, variance_floor=1e-3)
+    poses, activations = layer(children)
+    trace = layer.routing_trace(children)
+    np.testing.assert_allclose(trace.steps[-1].activations, activations, rtol=1e-5)
+    np.testing.assert_allclose(np.reshape(trace.steps[-1].parents, poses.shape), poses, rtol=1e-5)
+    assert trace.variance_floor == 1e-3

@@ -8,7 +8,8 @@ from keras import ops
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.grouping import images_at_a_time
-from caps_tf.routing.inverted_attention import first_parents, next_parents, shared_parents
+from caps_tf.routing.health import RoutingStep, RoutingTrace
+from caps_tf.routing.inverted_attention import first_parents, next_parents, routing_weights, shared_parents
 
 
 class AttentionCapsules(keras.layers.Layer):
@@ -93,9 +94,52 @@ class AttentionCapsules(keras.layers.Layer):
             )
             self._norm.build((None, self.capsules, rows, columns))
 
+    def routing_trace(self, children) -> RoutingTrace:
+        """What routing children uniformly does; `CapsuleStack.routing_trace` knows the iterations after that.
+
+        Args:
+            children: as of a call; a few images, for all their votes are made.
+
+        Returns:
+            `RoutingTrace` of one step; n counts parent positions of all images.
+        """
+        return RoutingTrace((self.routing_step(children, None, self(children)),))
+
+    def routing_step(self, children, before, after) -> RoutingStep:
+        """What one call of the layer did.
+
+        Args:
+            children: what it was called with; a few images, for all their votes are made.
+            before: the parents that it was called with, or None.
+            after: the parents that it returned.
+
+        Returns:
+            `RoutingStep` in single precision; n counts parent positions of all images.
+
+        Example:
+            >>> layer, children = AttentionConvCapsules(5, kernel_size=3), np.ones((2, 4, 4, 8, 4, 4), "float32")
+            >>> step = layer.routing_step(children, None, layer(children))
+            >>> tuple(step.votes.shape), tuple(step.parents.shape)     # 2 x 2 positions in 2 images, 3 x 3 x 8 children
+            ((8, 5, 16, 72), (8, 5, 16))
+        """
+        children, before, _ = self._lay_out(children, before)
+        kernel = self._flat_kernel(children)
+        tensors = (children, kernel) if before is None else (children, kernel, before)
+        children, kernel, *before = (ops.cast(tensor, self._precision) for tensor in tensors)
+        votes = ops.einsum("ncxy,cjyz->njxzc", children, kernel)
+        n, j, x, z, c = ops.shape(votes)
+        equal = ops.full((n, j, c), 1.0 / j, dtype=votes.dtype)
+        weights = ops.swapaxes(routing_weights(children, kernel, *before), 1, 2) if before else equal
+        after = ops.reshape(ops.cast(after, self._precision), (n, j, x * z))
+        return RoutingStep(weights, ops.reshape(votes, (n, j, x * z, c)), after)
+
+    def _flat_kernel(self, children):
+        """The weights W of children [n, c, x, y], [c, j, y, z]."""
+        return ops.reshape(ops.convert_to_tensor(self.kernel), (-1, *self.kernel.shape[-3:]))
+
     def _route(self, children, parents, positions: int):
         """Children [n, c, x, y] and parents [n, j, x, z] or None to parents; n = images times `positions`."""
-        kernel = ops.reshape(ops.convert_to_tensor(self.kernel), (-1, *self.kernel.shape[-3:]))
+        kernel = self._flat_kernel(children)
         if parents is None:
             routed = ops.cast(first_parents(children, ops.cast(kernel, children.dtype)), self._precision)
         else:
@@ -183,14 +227,18 @@ class AttentionConvCapsules(ConvolutionalCapsules, AttentionCapsules):
         self._add_weights((positions, shape[3]), _as_matrix(self._child_pose(shape[4:])))
 
     def call(self, children, parents=None):
+        routed = self._route(*self._lay_out(children, parents))
+        return ops.reshape(routed, (-1, *self.compute_output_shape(children.shape)[1:]))
+
+    def _lay_out(self, children, parents):
+        """Children and parents as `_route` takes them, and the number of parent positions."""
         shape = _check_rank(children.shape, (5, 6))
         neighbourhood = self._neighbourhood(shape)
         field, pose = neighbourhood.kernel_positions * shape[3], _as_matrix(self._child_pose(shape[4:]))
         gathered = ops.reshape(neighbourhood.gather(children), (-1, field, *pose))
         if parents is not None:
             parents = ops.reshape(parents, (-1, self.capsules, pose[0], self.kernel.shape[-1]))
-        routed = self._route(gathered, parents, math.prod(neighbourhood.parents))
-        return ops.reshape(routed, (-1, *self.compute_output_shape(shape)[1:]))
+        return gathered, parents, math.prod(neighbourhood.parents)
 
     def compute_output_shape(self, children_shape, parents_shape=None):
         shape = _check_rank(children_shape, (5, 6))
@@ -233,13 +281,18 @@ class AttentionDenseCapsules(AttentionCapsules):
         self._add_weights((count,), _as_matrix(pose))
 
     def call(self, children, parents=None):
+        routed = self._route(*self._lay_out(children, parents))
+        return ops.reshape(routed, (-1, *self.compute_output_shape(children.shape)[1:]))
+
+    def _lay_out(self, children, parents):
+        """Children and parents as `_route` takes them, and the number of parent positions."""
         count, pose = self._count(children.shape)
         if len(children.shape) > 4:
             children = ops.transpose(children, (0, 3, 1, 2, *range(4, len(children.shape))))
         children = ops.reshape(children, (-1, count, *_as_matrix(pose)))
         if parents is not None:
             parents = ops.reshape(parents, (-1, self.capsules, _as_matrix(pose)[0], self.kernel.shape[-1]))
-        return ops.reshape(self._route(children, parents, positions=1), (-1, *self._parent_shape(pose)))
+        return children, parents, 1
 
     def compute_output_shape(self, children_shape, parents_shape=None):
         _, pose = self._count(children_shape)
@@ -291,16 +344,27 @@ class AttentionClassCapsules(AttentionCapsules):
         self._add_weights((shape[3],), _as_matrix(self._child_pose(shape[4:])))
 
     def call(self, children, parents=None):
-        shape = _check_rank(children.shape, (5, 6))
-        pose = self._child_pose(shape[4:])
-        children = ops.reshape(children, (-1, shape[1] * shape[2], shape[3], *_as_matrix(pose)))
-        if parents is not None:
-            parents = ops.reshape(parents, (-1, self.capsules, _as_matrix(pose)[0], self.kernel.shape[-1]))
-            parents = ops.cast(parents, self._precision)
-        routed = shared_parents(ops.cast(children, self._precision), ops.cast(self.kernel, self._precision), parents)
+        shape = self.compute_output_shape(children.shape)
+        children, parents, positions = self._lay_out(children, parents)
+        grid = (-1, positions, self.kernel.shape[0], *children.shape[2:])
+        tensors = (ops.reshape(children, grid), self.kernel) + (() if parents is None else (parents,))
+        routed = shared_parents(*(ops.cast(tensor, self._precision) for tensor in tensors))
         if not self.normalize:
-            routed = routed * (self.capsules / math.prod(shape[1:4]))
-        return ops.reshape(self._finish(routed), (-1, *self._parent_shape(pose)))
+            routed = routed * (self.capsules / children.shape[1])
+        return ops.reshape(self._finish(routed), (-1, *shape[1:]))
+
+    def _lay_out(self, children, parents):
+        """Children [n, k i, x, y] and parents [n, j, x, z], and the number of child positions k."""
+        shape = _check_rank(children.shape, (5, 6))
+        pose = _as_matrix(self._child_pose(shape[4:]))
+        if parents is not None:
+            parents = ops.reshape(parents, (-1, self.capsules, pose[0], self.kernel.shape[-1]))
+        return ops.reshape(children, (-1, math.prod(shape[1:4]), *pose)), parents, math.prod(shape[1:3])
+
+    def _flat_kernel(self, children):
+        """The weights W of children [n, k i, x, y], the same at each position: [k i, j, y, z]."""
+        kernel = ops.convert_to_tensor(self.kernel)
+        return ops.tile(kernel, (children.shape[1] // kernel.shape[0], 1, 1, 1))
 
     def compute_output_shape(self, children_shape, parents_shape=None):
         shape = _check_rank(children_shape, (5, 6))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
+from caps_tf.routing.health import RoutingTrace
 from caps_tf.routing.inverted_attention import route_concurrently, route_sequentially
 
 SCHEDULES = {"concurrent": route_concurrently, "sequential": route_sequentially}
@@ -71,6 +72,38 @@ class CapsuleStack(keras.layers.Layer):
 
     def call(self, children):
         return SCHEDULES[self.schedule](self.layers, children, self.iterations)
+
+    def routing_trace(self, children) -> dict[str, RoutingTrace]:
+        """What each call of each layer does with its children, for gauges of routing health.
+
+        Args:
+            children: as of a call; a few images, for all their votes are made.
+
+        Returns:
+            `RoutingTrace` of each layer by its name, of those that tell their steps (`AttentionCapsules`). A layer has
+            as many steps as the schedule calls it, and in each its own children.
+
+        Example:
+            >>> from caps_tf.layers import AttentionConvCapsules, AttentionDenseCapsules
+            >>> layers = [AttentionConvCapsules(8, name="low"), AttentionDenseCapsules(10, name="high")]
+            >>> stack, children = CapsuleStack(layers, iterations=2), np.ones((2, 5, 6, 3, 4, 4), "float32")
+            >>> _ = stack(children)
+            >>> {name: len(trace.steps) for name, trace in stack.routing_trace(children).items()}
+            {'low': 1, 'high': 2}
+        """
+        steps = {layer.name: [] for layer in self.layers if hasattr(layer, "routing_step")}
+
+        def recorded(layer):
+            def route(children, parents):
+                found = layer(children, parents)
+                if layer.name in steps:
+                    steps[layer.name].append(layer.routing_step(children, parents, found))
+                return found
+
+            return route
+
+        SCHEDULES[self.schedule]([recorded(layer) for layer in self.layers], children, self.iterations)
+        return {name: RoutingTrace(tuple(found)) for name, found in steps.items()}
 
     def compute_output_shape(self, input_shape):
         for layer in self.layers:

@@ -8,8 +8,9 @@ from keras import ops
 
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
-from caps_tf.routing.em import VARIANCE_FLOOR, em_routing
+from caps_tf.routing.em import VARIANCE_FLOOR, Parents, em_routing
 from caps_tf.routing.grouping import images_at_a_time, map_groups
+from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.routing.votes import VoteWeights, coordinate_offsets, pose_columns, vote_weights, votes_of_children
 
@@ -108,8 +109,57 @@ class EMCapsules(keras.layers.Layer):
         unit = 100.0 * pose_elements
         return [beta_u, beta_a * unit, ops.exp(ops.cast(self.log_temperature, dtype)[:, 0]) / unit]
 
+    def routing_trace(self, children) -> RoutingTrace:
+        """What each routing iteration does with children, for gauges of routing health.
+
+        Args:
+            children: as of a call; a few images, for all their votes are kept.
+
+        Returns:
+            `RoutingTrace` in single precision; n counts parent positions of all images.
+
+        Example:
+            >>> layer = EMConvCapsules(5, kernel_size=3, iterations=3)
+            >>> children = np.ones((2, 4, 4, 8, 4, 4), "float32"), np.ones((2, 4, 4, 8), "float32")
+            >>> _ = layer(children)
+            >>> trace = layer.routing_trace(children)
+            >>> len(trace.steps), tuple(trace.steps[0].votes.shape)   # 2 x 2 positions in 2 images, 3 x 3 x 8 children
+            (3, (8, 5, 16, 72))
+        """
+
+        def run_iterations(votes, activations, em):
+            found = zip(*(em(iterations) for iterations in range(1, self.iterations + 1)), strict=True)
+            return votes, activations, *(ops.stack(value, axis=1) for value in found)
+
+        votes, active, *found = self._with_votes(run_iterations, children, *self._receptive_fields(children))
+        j, d, c = self.capsules, votes.shape[4], math.prod(votes.shape[5:])
+        votes = ops.reshape(votes, (-1, j, d, c))
+        steps = []
+        for iteration in range(self.iterations):
+            poses, activations, routing_weights, variances, _ = (value[:, iteration] for value in found)
+            steps.append(
+                RoutingStep(
+                    ops.reshape(routing_weights, (-1, j, c)),
+                    votes,
+                    ops.reshape(poses, (-1, j, d)),
+                    ops.reshape(variances, (-1, j, d)),
+                    ops.reshape(activations, (-1, j)),
+                )
+            )
+        return RoutingTrace(tuple(steps), ops.reshape(active, (-1, c)), self.variance_floor)
+
     def _route(self, children, kernel, neighbourhood: Neighbourhood, offsets: np.ndarray | None = None):
-        """Poses [b, h, w, i, x, y] and activations to those of the parents, with weights `kernel` [c, j, y, z].
+        """Poses [b, h, w, i, x, y] and activations to those of the parents, [b, p, q, j, d] and [b, p, q, j]."""
+
+        def run(votes, activations, em):
+            parents = em(self.iterations)
+            return parents.poses, parents.logits if self.return_logits else parents.activations
+
+        found = self._with_votes(run, children, kernel, neighbourhood, offsets)
+        return tuple(ops.cast(value, self.compute_dtype) for value in found)
+
+    def _with_votes(self, use, children, kernel, neighbourhood: Neighbourhood, offsets: np.ndarray | None = None):
+        """What `use` makes of votes, activations and EM for so many iterations, with weights `kernel` [c, j, y, z].
 
         Nothing needs the votes of two images at once: they are made, routed and, for the gradient, made again for a
         few images at a time, so that they stay in the processor's cache.
@@ -130,24 +180,27 @@ class EMCapsules(keras.layers.Layer):
             votes = votes_of_children(columns, VoteWeights(by_child, rows))
             if offsets is not None:
                 votes = votes + ops.cast(offsets, precision)
-            parents = em_routing(
-                ops.reshape(votes, (-1, p, q, capsules, votes.shape[2], k, i)),
-                activations,
-                beta_u=beta_u,
-                beta_a=beta_a,
-                neighbourhood=neighbourhood,
-                iterations=self.iterations,
-                final_lambda=self.final_lambda,
-                epsilon=self.epsilon,
-                fixed_temperature=temperature[0] if temperature else None,
-                variance_floor=self.variance_floor,
-            )
-            return parents.poses, parents.logits if self.return_logits else parents.activations
+            votes = ops.reshape(votes, (-1, p, q, capsules, votes.shape[2], k, i))
+
+            def em(iterations: int) -> Parents:
+                return em_routing(
+                    votes,
+                    activations,
+                    beta_u=beta_u,
+                    beta_a=beta_a,
+                    neighbourhood=neighbourhood,
+                    iterations=iterations,
+                    final_lambda=self.final_lambda,
+                    epsilon=self.epsilon,
+                    fixed_temperature=temperature[0] if temperature else None,
+                    variance_floor=self.variance_floor,
+                )
+
+            return use(votes, activations, em)
 
         elements = p * q * k * i * capsules * pose_shape[0] * kernel.shape[-1]
         images = images_at_a_time(poses.shape[0], elements, self.votes_at_a_time)
-        found = map_groups(keras.remat(route), (*columns, activations), (by_child, *costs, *rows), images)
-        return tuple(ops.cast(value, self.compute_dtype) for value in found)
+        return map_groups(keras.remat(route), (*columns, activations), (by_child, *costs, *rows), images)
 
     def get_config(self):
         return {
@@ -208,9 +261,13 @@ class EMConvCapsules(ConvolutionalCapsules, EMCapsules):
 
     def call(self, children):
         pose_shape = children[0].shape[-2:]
-        kernel = ops.reshape(ops.convert_to_tensor(self.kernel), (-1, *self.kernel.shape[2:]))
-        poses, activations = self._route(children, kernel, self._neighbourhood(children[0].shape))
+        poses, activations = self._route(children, *self._receptive_fields(children))
         return ops.reshape(poses, (*ops.shape(activations), *pose_shape)), activations
+
+    def _receptive_fields(self, children):
+        """Weights [c, j, y, z], and which child feeds which parent."""
+        kernel = ops.reshape(ops.convert_to_tensor(self.kernel), (-1, *self.kernel.shape[2:]))
+        return kernel, self._neighbourhood(children[0].shape)
 
     def compute_output_shape(self, input_shape):
         poses_shape = _check_children(input_shape)
@@ -262,6 +319,12 @@ class EMClassCapsules(EMCapsules):
 
     def call(self, children):
         pose_shape = tuple(children[0].shape[-2:])
+        poses, activations = self._route(children, *self._receptive_fields(children))
+        return ops.reshape(poses, (-1, self.capsules, *pose_shape)), ops.reshape(activations, (-1, self.capsules))
+
+    def _receptive_fields(self, children):
+        """Weights [c, j, y, z], which child feeds which parent, and what is added to votes, [d, c] or None."""
+        pose_shape = tuple(children[0].shape[-2:])
         neighbourhood = Neighbourhood.whole(tuple(children[0].shape[1:3]))
         kernel = ops.convert_to_tensor(self.kernel)
         kernel = ops.tile(kernel, (neighbourhood.kernel_positions, 1, 1, 1))
@@ -270,8 +333,7 @@ class EMClassCapsules(EMCapsules):
             # The same for all child types of a position: [k, d] to [d, k i].
             offsets = coordinate_offsets(neighbourhood.children, pose_shape).T
             offsets = np.repeat(offsets, self.kernel.shape[0], axis=1)
-        poses, activations = self._route(children, kernel, neighbourhood, offsets)
-        return ops.reshape(poses, (-1, self.capsules, *pose_shape)), ops.reshape(activations, (-1, self.capsules))
+        return kernel, neighbourhood, offsets
 
     def compute_output_shape(self, input_shape):
         poses_shape = _check_children(input_shape)

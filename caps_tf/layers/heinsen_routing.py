@@ -7,6 +7,7 @@ from keras import ops
 
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.grouping import images_at_a_time, map_groups
+from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.heinsen import P_MODELS, HeinsenParents, StoredSharedVotes, StoredVotes, heinsen_routing, votes_form
 
 Tensor = Any
@@ -135,14 +136,8 @@ class HeinsenRouting(keras.layers.Layer):
         )
 
     def call(self, children, n_out: int | None = None, return_R: bool = False):
-        scores, poses = children
-        precision = routing_dtype(self)
-        scores, poses = ops.cast(scores, precision), ops.cast(poses, precision)
-        leading = ops.shape(scores)[:-1]
-        scores = ops.reshape(scores, (-1, ops.shape(scores)[-1]))
-        poses = ops.reshape(poses, (-1, *ops.shape(poses)[-3:]))
-        kernel, bias = self._kernel_and_bias(self._parents(n_out, ops.shape(scores)[-1]))
-        kernel, bias, *betas = (ops.cast(tensor, precision) for tensor in (kernel, bias, self.beta_use, self.beta_ign))
+        leading = ops.shape(children[0])[:-1]
+        scores, poses, (kernel, bias, *betas) = self._exact(children, n_out)
         kept = len(HeinsenParents._fields) if self.return_dict else 4 if return_R else 3
         parents = self._route(scores, poses, (kernel, bias, *betas), kept)
 
@@ -155,14 +150,53 @@ class HeinsenRouting(keras.layers.Layer):
 
         outputs = tuple(map(as_given, parents[:3]))
         if self.return_dict:
-            stored = StoredSharedVotes if kernel.shape[0] == 1 else StoredVotes
-            votes = ops.transpose(stored.of(poses, kernel, bias).values, (0, 3, 1, 2))
+            votes = ops.transpose(_stored_votes(poses, kernel, bias).values, (0, 3, 1, 2))
             return {
                 **dict(zip(("a_out", "mu_out", "sig2_out"), outputs, strict=True)),
                 **dict(zip(("R", "log_p", "D_use", "D_ign"), map(children_first, parents[3:]), strict=True)),
                 "V": as_given(ops.reshape(votes, (*ops.shape(votes)[:3], self.d_cov, self.d_out))),
             }
         return (*outputs, children_first(parents[3])) if return_R else outputs
+
+    def routing_trace(self, children, n_out: int | None = None) -> RoutingTrace:
+        """What each routing iteration does with children, for gauges of routing health.
+
+        Args:
+            children: as of a call; a few examples, for all their votes are made.
+            n_out: number of parents, only where the layer leaves it open.
+
+        Returns:
+            `RoutingTrace` in single precision; n counts examples, and a parent's activation is sigmoid(score).
+
+        Example:
+            >>> import numpy as np
+            >>> layer = HeinsenRouting(n_inp=None, n_out=5, d_cov=4, d_inp=4, d_out=4, n_iters=3)
+            >>> children = np.zeros((2, 30), "float32"), np.ones((2, 30, 4, 4), "float32")
+            >>> _ = layer(children)
+            >>> trace = layer.routing_trace(children)
+            >>> len(trace.steps), tuple(trace.steps[0].votes.shape)
+            (3, (2, 5, 16, 30))
+        """
+        scores, poses, (kernel, bias, *betas) = self._exact(children, n_out)
+        votes, betas = _stored_votes(poses, kernel, bias), list(map(ops.transpose, betas))
+        steps = []
+        for iterations in range(1, self.n_iters + 1):
+            parents = heinsen_routing(scores, votes, *betas, iterations, self.p_model, self.eps)
+            n, j, *_ = ops.shape(parents.poses)
+            means, variances = (ops.reshape(value, (n, j, -1)) for value in (parents.poses, parents.variances))
+            active = ops.sigmoid(parents.scores)
+            steps.append(RoutingStep(parents.routing_weights, votes.values, means, variances, active))
+        return RoutingTrace(tuple(steps), ops.sigmoid(scores), self.eps)
+
+    def _exact(self, children, n_out: int | None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Scores [b, i], poses [b, i, x, y], and kernel, bias and betas, all in the precision of routing."""
+        scores, poses = children
+        precision = routing_dtype(self)
+        scores = ops.reshape(ops.cast(scores, precision), (-1, ops.shape(scores)[-1]))
+        poses = ops.reshape(ops.cast(poses, precision), (-1, *ops.shape(poses)[-3:]))
+        kernel, bias = self._kernel_and_bias(self._parents(n_out, ops.shape(scores)[-1]))
+        weights = (kernel, bias, self.beta_use, self.beta_ign)
+        return scores, poses, tuple(ops.cast(tensor, precision) for tensor in weights)
 
     def _route(self, scores: Tensor, poses: Tensor, weights: tuple[Tensor, ...], kept: int) -> tuple[Tensor, ...]:
         """The first `kept` of `HeinsenParents`, for a few examples at a time where all their votes are too many.
@@ -263,3 +297,9 @@ class HeinsenRouting(keras.layers.Layer):
         names = (*names, "symmetry_breaking", "return_dict", "votes_at_a_time")
         bias = keras.initializers.serialize(self.bias_initializer)
         return {**super().get_config(), **{name: getattr(self, name) for name in names}, "bias_initializer": bias}
+
+
+def _stored_votes(poses: Tensor, kernel: Tensor, bias: Tensor) -> StoredVotes:
+    """The votes as a tensor, whether or not children share their weights."""
+    form = StoredSharedVotes if kernel.shape[0] == 1 else StoredVotes
+    return form.of(poses, kernel, bias)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from caps_tf.layers.precision import routing_dtype
+from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.heinsen_vectors import (
     RoutedVectors,
     VectorRoutingWeights,
@@ -57,6 +58,33 @@ class VectorRouting(keras.layers.Layer):
     def compute_output_spec(self, *args, **kwargs):
         # Traced from `call`, since return_credit changes what it returns.
         return keras.Operation.compute_output_spec(self, *args, **kwargs)
+
+    def routing_trace(self, x, mask=None) -> RoutingTrace:
+        """How each routing iteration shares the inputs among the outputs, for gauges of routing health.
+
+        Args:
+            x: as of a call.
+            mask: as of a call, or a padding mask.
+
+        Returns:
+            `RoutingTrace` of routing weights and activations alone: there are no Gaussians, and no votes are made. n
+            counts what the leading axes hold.
+
+        Example:
+            >>> layer, x = HeinsenVectorRouting(n_inp=7, n_out=5, d_inp=6, d_out=4, n_iters=3), np.ones((2, 7, 6))
+            >>> _ = layer(x)
+            >>> [tuple(step.routing_weights.shape) for step in layer.routing_trace(x).steps]
+            [(2, 5, 7), (2, 5, 7), (2, 5, 7)]
+        """
+        x = ops.convert_to_tensor(x)
+        mask = self._routing_mask(x, mask)
+        found = [self._routed(x, mask, iterations) for iterations in range(1, self.n_iters + 1)]
+        pairs = (-1, *ops.shape(found[0].routing_weights)[-2:])
+        steps = (RoutingStep(ops.swapaxes(ops.reshape(each.routing_weights, pairs), 1, 2)) for each in found)
+        return RoutingTrace(tuple(steps), ops.reshape(ops.sigmoid(found[0].scores), pairs[:2]))
+
+    def call(self, x, mask=None, return_credit=False):
+        return self._outputs(self._routed(x, self._routing_mask(x, mask), self.n_iters), return_credit)
 
     def _add_parameter(self, name: str, shape: tuple[int, ...], deviation: float = 0.0):
         # Without automatic casting: the routing wants its parameters in single precision also under mixed policies.
@@ -204,14 +232,12 @@ class HeinsenVectorRouting(VectorRouting):
         self.B_S = self._add_parameter("B_S", (inputs, n_out))
         self._add_betas(d_inp)
 
-    def call(self, x, mask=None, return_credit=False):
-        mask = self._routing_mask(x, mask)
+    def _routed(self, x, mask, iterations: int) -> RoutedVectors:
         x = ops.cast(x, routing_dtype(self))
         weights = VectorRoutingWeights(*(getattr(self, name) for name in VectorRoutingWeights._fields))
-        routed = efficient_vector_routing(
-            x, weights, *self._betas(x), self.n_iters, self.normalize, self.memory_efficient, mask
+        return efficient_vector_routing(
+            x, weights, *self._betas(x), iterations, self.normalize, self.memory_efficient, mask
         )
-        return self._outputs(routed, return_credit)
 
     def compute_output_shape(self, input_shape):
         self._check_input(input_shape)
@@ -288,8 +314,7 @@ class DefinableVectorRouting(VectorRouting):
         spec = self.compute_output_spec(keras.KerasTensor(input_shape, self.compute_dtype))
         self.d_out = (spec["x_out"] if self.return_dict else spec).shape[-1]
 
-    def call(self, x, mask=None, return_credit=False):
-        mask = self._routing_mask(x, mask)
+    def _routed(self, x, mask, iterations: int) -> RoutedVectors:
         scores = ops.cast(self.A(x)[..., 0], routing_dtype(self))
         proposals = ops.cast(self.F(x), routing_dtype(self))
 
@@ -300,7 +325,7 @@ class DefinableVectorRouting(VectorRouting):
             return ops.cast(self.S(x, self.G(vectors)), routing_dtype(self))
 
         betas = self._betas(ops.cast(x, routing_dtype(self)))
-        return self._outputs(route_vectors(scores, combine, judge, *betas, self.n_iters, mask), return_credit)
+        return route_vectors(scores, combine, judge, *betas, iterations, mask)
 
     def compute_output_shape(self, input_shape):
         if not self.built:

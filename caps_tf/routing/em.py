@@ -28,12 +28,14 @@ class Parents(NamedTuple):
         poses: [b, p, q, j, d], the mean of each parent's Gaussian.
         activations: [b, p, q, j], between 0 and 1.
         routing_weights: [b, p, q, j, k, i], how much of each child each parent got in the last M-step.
+        variances: [b, p, q, j, d], of each parent's Gaussian.
         logits: [b, p, q, j], whose sigmoid the activations are.
     """
 
     poses: Tensor
     activations: Tensor
     routing_weights: Tensor
+    variances: Tensor
     logits: Tensor
 
 
@@ -215,9 +217,11 @@ def em_routing(
         if iteration < iterations - 1:
             logits = log_likelihood(votes, mu, variance) + ops.log(parent_activations + epsilon)[..., None]
             routing_weights = softmax_over_parents(ops.reshape(bounded_gradient(logits), in_space), neighbourhood)
+    gaussians = (*in_space[:4], pose_size)
     return Parents(
-        ops.reshape(mu, (*in_space[:4], pose_size)),
+        ops.reshape(mu, gaussians),
         ops.reshape(parent_activations, in_space[:4]),
         routing_weights,
+        ops.reshape(variance, gaussians),
         ops.reshape(bounded_gradient(parent_logits), in_space[:4]),
     )

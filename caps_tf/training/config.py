@@ -198,6 +198,9 @@ class RunConfig:
     log_every: int = _option(50, "run", "steps between two lines of the log")
     checkpoint_every: int = _option(0, "run", "steps between two checkpoints, 0 for one an epoch")
     keep_checkpoints: int = _option(5, "run", "how many of the newest checkpoints to keep; the best is kept beside them")
+    routing_gauges: bool = _option(
+        False, "run", "log gauges of each routing layer and the relative size of updates too: see docs/GAUGES.md"
+    )
     profile: bool = _option(False, "run", "trace steps 10 to 20 for TensorBoard's profiler")
 
     def __post_init__(self):

@@ -14,6 +14,7 @@ from caps_tf.training.checkpoints import Checkpoints
 from caps_tf.training.config import RunConfig
 from caps_tf.training.devices import distribute, is_chief, num_processes
 from caps_tf.training.factories import capsule_outputs, make_loss, make_model
+from caps_tf.training.gauges import RunGauges
 from caps_tf.training.logs import TrainingLog
 from caps_tf.training.preemption import StopSignal
 from caps_tf.training.regime import make_gauges, make_margin_schedule, make_optimizer
@@ -81,6 +82,8 @@ class Trainer:
         loss_function = make_loss(config)
         self._margin_schedule = make_margin_schedule(config)
         self._gauges = make_gauges(config, data.steps_per_epoch)
+        looks = config.routing_gauges and self._writes
+        self._run_gauges = RunGauges(self.model, data.training(0, 0)) if looks else None
         self._train_step = make_train_step(
             strategy, self.model, self._optimizer, loss_function, config.batch_size, config.uses_xla
         )
@@ -144,16 +147,17 @@ class Trainer:
             self._profile(step)
             self._seed_randomness(step)
             margin = self._margin_schedule(step)
+            ends_epoch = (step + 1) % steps_per_epoch == 0
+            is_logged = (step + 1) % config.log_every == 0 or ends_epoch
+            if self._run_gauges and is_logged:
+                self._run_gauges.before_step()
             result = self._train_step(batch, margin, tf.constant(float(self._stop.requested)))
             self._check_finite(result, batch, step)
             self.checkpoints.step.assign_add(1)
             meter.add(result)
-            if (step + 1) % config.log_every == 0:
+            if is_logged:
                 self._log_training(epoch, meter, log)
             # The last step of an epoch is saved after validation, so that a restart never skips a validation.
-            ends_epoch = (step + 1) % steps_per_epoch == 0
-            if ends_epoch and meter.steps:
-                self._log_training(epoch, meter, log)
             stops = self._stop.requested if self._alone else result.stop.numpy() > 0
             is_due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
             if stops or is_due or ends_epoch:
@@ -176,6 +180,7 @@ class Trainer:
     def _log_training(self, epoch: int, meter: "_Meter", log: TrainingLog) -> None:
         step, figures = self._step, meter.read_and_reset()
         gauges = {name: float(gauge(step)) for name, gauge in self._gauges.items()}
+        gauges |= self._run_gauges.read() if self._run_gauges else {}
         log.record("train", step, epoch, **figures, **gauges)
         log.progress(
             step,
