@@ -101,7 +101,7 @@ def conv_capsules(
 
     Example:
         >>> conv_capsules((44, 44, 1), num_classes=5).count_params()
-        64159
+        57127
 
     References:
         The routings' papers, see `EMClassCapsules`, `HeinsenRouting` and `AttentionClassCapsules`.
@@ -118,38 +118,11 @@ def conv_capsules(
     poses, activations = _part_capsules(x, capsules, routing, dropout, dtype)
     iterations = iterations or ITERATIONS[routing]
     if routing == "attention":
-        layer = AttentionClassCapsules(num_classes, normalize=False, dtype=dtype, name="class_capsules")
-        x = CapsuleStack([layer], iterations, dtype=dtype, name="capsules")(poses)
-        x = keras.layers.Reshape((num_classes, POSE[0] * POSE[1]), dtype="float32", name="class_poses")(x)
-        x = keras.layers.Dense(1, dtype="float32", name="score")(x)
-        scores = keras.layers.Reshape((num_classes,), dtype="float32", name="scores")(x)
+        scores = _attention_scores(poses, num_classes, iterations, dtype)
     elif routing == "em":
-        _, scores = EMClassCapsules(
-            num_classes,
-            coordinate_addition=coordinates,
-            return_logits=True,
-            iterations=iterations,
-            initial_temperature=INITIAL_TEMPERATURE,
-            variance_floor=VARIANCE_FLOOR,
-            kernel_initializer=NearIdentity(),
-            beta_u_initializer="zeros",
-            votes_at_a_time=votes_at_a_time,
-            dtype="float32",
-            name="class_capsules",
-        )((poses, activations))
+        scores = _em_scores(poses, activations, num_classes, iterations, coordinates, votes_at_a_time)
     else:
-        activations = keras.layers.Reshape((-1,), dtype="float32", name="part_scores")(activations)
-        poses = keras.layers.Reshape((-1, *POSE), dtype="float32", name="part_poses")(poses)
-        sizes = {"d_cov": POSE[0], "d_inp": POSE[1], "d_out": POSE[1]}
-        scores, _, _ = HeinsenRouting(
-            n_inp=None,
-            n_out=num_classes,
-            n_iters=iterations,
-            votes_at_a_time=votes_at_a_time,
-            dtype="float32",
-            name="class_capsules",
-            **sizes,
-        )((activations, poses))
+        scores = _heinsen_scores(poses, activations, num_classes, iterations, votes_at_a_time)
     return keras.Model(images, scores, name="conv_capsules")
 
 
@@ -193,3 +166,45 @@ def _normalize(x, name: str, dtype: str | None):
     # Statistics of the whole batch on every replica; other backends have no replicas to agree with.
     synchronized = keras.config.backend() == "tensorflow"
     return keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized, dtype=dtype, name=name)(x)
+
+
+def _attention_scores(poses, num_classes: int, iterations: int, dtype: str | None):
+    layer = AttentionClassCapsules(num_classes, normalize=False, dtype=dtype, name="class_capsules")
+    x = CapsuleStack([layer], iterations, dtype=dtype, name="capsules")(poses)
+    x = keras.layers.Reshape((num_classes, POSE[0] * POSE[1]), dtype="float32", name="class_poses")(x)
+    x = keras.layers.Dense(1, dtype="float32", name="score")(x)
+    return keras.layers.Reshape((num_classes,), dtype="float32", name="scores")(x)
+
+
+def _em_scores(poses, activations, num_classes: int, iterations: int, coordinates: bool, votes_at_a_time: int):
+    _, scores = EMClassCapsules(
+        num_classes,
+        coordinate_addition=coordinates,
+        return_logits=True,
+        iterations=iterations,
+        initial_temperature=INITIAL_TEMPERATURE,
+        variance_floor=VARIANCE_FLOOR,
+        kernel_initializer=NearIdentity(),
+        beta_u_initializer="zeros",
+        votes_at_a_time=votes_at_a_time,
+        dtype="float32",
+        name="class_capsules",
+    )((poses, activations))
+    return scores
+
+
+def _heinsen_scores(poses, activations, num_classes: int, iterations: int, votes_at_a_time: int):
+    activations = keras.layers.Reshape((-1,), dtype="float32", name="part_scores")(activations)
+    poses = keras.layers.Reshape((-1, *POSE), dtype="float32", name="part_poses")(poses)
+    scores, _, _ = HeinsenRouting(
+        d_cov=POSE[0],
+        d_inp=POSE[1],
+        d_out=POSE[1],
+        n_inp=None,
+        n_out=num_classes,
+        n_iters=iterations,
+        votes_at_a_time=votes_at_a_time,
+        dtype="float32",
+        name="class_capsules",
+    )((activations, poses))
+    return scores

@@ -16,11 +16,7 @@ from caps_tf.errors import UserError
 from caps_tf.files import write_atomically
 
 NETWORKS = ("matrix_capsules", "heinsen_norb", "heinsen_sst", "attention", "conv_capsules", "cnn_baseline")
-ROUTING_ITERATIONS = {
-    **{"matrix_capsules": 2, "heinsen_norb": 3, "heinsen_sst": 3},
-    **{"em": 2, "heinsen": 3, "attention": 2},
-}
-"""Of a network, or of the routing that conv_capsules is given."""
+ROUTING_ITERATIONS = {"matrix_capsules": 2, "heinsen_norb": 3, "heinsen_sst": 3}
 LOSSES = ("auto", "spread", "cross_entropy")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adam", "radam", "sgd")
@@ -253,11 +249,10 @@ class RunConfig:
 
     @property
     def routing_iterations(self) -> int:
-        """Iterations of the network's routing; 1 for a network that has none."""
+        """Iterations of the network's routing; 1 for a network that has none, or whose routing decides."""
         if self.network == "attention":
             return self.num_routing
-        name = self.routing if self.network == "conv_capsules" else self.network
-        return self.iter_routing or ROUTING_ITERATIONS.get(name, 1)
+        return self.iter_routing or ROUTING_ITERATIONS.get(self.network, 1)
 
     @property
     def uses_spread_loss(self) -> bool:

@@ -53,7 +53,8 @@ def make_model(
             capsules=config.capsules,
             coordinates=config.coordinates,
             dropout=config.capsule_dropout,
-            **routed,
+            iterations=config.iter_routing,
+            **regularized,
             **bound,
         )
     if config.network == "attention":
