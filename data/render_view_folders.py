@@ -1,7 +1,7 @@
 """Renders an image folder of toys seen from all sides, for learning to know objects again from few images.
 
     python data/render_view_folders.py --output=data/toys20
-    python train_val.py --dataset=data/toys20 --image_size=96 ...
+    python train_val.py --preset=small_attention --dataset=data/toys20
 
 writes train/<toy>/*.png and test/<toy>/*.png: 20 toys, which are the classes, 4 of each of five categories, each seen
 every 5 degrees of azimuth by the left camera at one elevation in one lighting. Views within 60 degrees of the front

@@ -18,6 +18,7 @@ from caps_tf.data import baselines, norb_format, rendered_norb, solids
 from caps_tf.data.renderer import Studio
 from caps_tf.data.toys import Toy, make_toy
 from caps_tf.errors import UserError
+from caps_tf.files import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 CATEGORIES = range(len(norb_format.CATEGORIES))
@@ -245,7 +246,7 @@ def test_files_from_elsewhere_are_never_touched(tmp_path):
 
 
 def test_one_rendering_at_a_time(tmp_path):
-    with rendered_norb._lock(tmp_path), pytest.raises(UserError, match="another rendering is writing it"):
+    with locked(tmp_path, "in use"), pytest.raises(UserError, match="another rendering is writing it"):
         rendered_norb.render_set(tmp_path)
 
 

@@ -6,7 +6,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
+
+from caps_tf.errors import UserError
+
+IN_USE = "another rendering is writing it: wait for its end"
+"""What `caps_tf.files.locked` says of a directory that is being rendered."""
 
 
 @contextmanager
@@ -40,3 +47,31 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@contextmanager
+def explained(directory: Path) -> Iterator[None]:
+    """Turns what stops a rendering into one line that says what to do next.
+
+    Args:
+        directory: that is rendered.
+
+    Raises:
+        UserError: a process was killed, or something could not be written.
+
+    Example:
+        >>> try:
+        ...     with explained(Path("toys")):
+        ...         raise OSError(28, "No space left on device", "toys/car.png")
+        ... except UserError as error:
+        ...     print(error)
+        toys/car.png: cannot be written: No space left on device
+    """
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(
+            f"{directory}: a rendering process was killed (out of memory?): try again with fewer --num_processes"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None

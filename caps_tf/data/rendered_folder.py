@@ -12,13 +12,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from caps_tf.data import renderer, toys
 from caps_tf.data.norb_format import CATEGORIES
-from caps_tf.data.processes import process_map
+from caps_tf.data.processes import IN_USE, explained, process_map
 from caps_tf.data.records import encode_png
 from caps_tf.errors import UserError
 from caps_tf.files import locked
@@ -125,23 +124,16 @@ def render_folder(directory: PathLike, views: ToyViews = ToyViews(), num_process
     if _is_rendered(directory, manifest):
         return 0
     unfinished = directory.with_name(f".{directory.name}.unfinished")
-    try:
-        with locked(unfinished, "another rendering is writing it: wait for its end"):
-            if _is_rendered(directory, manifest):
-                unfinished.rmdir()
-                return 0
-            for left_behind in unfinished.iterdir():
-                shutil.rmtree(left_behind) if left_behind.is_dir() else left_behind.unlink()
-            count = _render(unfinished, views, num_processes or os.cpu_count() or 1)
-            (unfinished / MANIFEST).write_text(manifest)
-            unfinished.replace(directory)
-            return count
-    except BrokenProcessPool:
-        raise UserError(
-            f"{directory}: a rendering process was killed (out of memory?): try again with fewer --num_processes"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None
+    with explained(directory), locked(unfinished, IN_USE):
+        if _is_rendered(directory, manifest):
+            unfinished.rmdir()
+            return 0
+        for left_behind in unfinished.iterdir():
+            shutil.rmtree(left_behind) if left_behind.is_dir() else left_behind.unlink()
+        count = _render(unfinished, views, num_processes or os.cpu_count() or 1)
+        (unfinished / MANIFEST).write_text(manifest)
+        unfinished.replace(directory)
+        return count
 
 
 def _is_rendered(directory: Path, manifest: str) -> bool:

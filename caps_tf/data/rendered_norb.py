@@ -4,22 +4,19 @@ A task is one instance number of all categories at one azimuth: its toys are bui
 once a task. Nothing depends on which process does it, so the bytes are the same for any number of processes.
 """
 
-import fcntl
 import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from caps_tf.data import norb_format, renderer, toys
-from caps_tf.data.processes import process_map
+from caps_tf.data.processes import IN_USE, explained, process_map
 from caps_tf.errors import UserError
+from caps_tf.files import locked
 from caps_tf.progress import Progress
 
 NAME = "renderednorb"
@@ -151,39 +148,17 @@ def render_set(
         (5, 2, 16, 16)
     """
     directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _lock(directory):
-            _prepare(directory, grid, seed, overwrite)
-            missing = [
-                split
-                for split in ("training", "testing")
-                if not all(path.exists() for path in grid.paths(directory, split).values())
-            ]
-            _check_space(directory, grid, len(missing))
-            if missing:
-                _render(directory, grid, missing, seed, num_processes or os.cpu_count() or 1)
-            return len(missing) * grid.pairs_per_split
-    except BrokenProcessPool:
-        raise UserError(
-            f"{directory}: a rendering process was killed (out of memory?): try again with fewer --num_processes"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None
-
-
-@contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    """Keeps a second rendering out of the directory; the system lets go of the lock if we are killed."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{directory}: another rendering is writing it: wait for its end") from None
-        yield
-    finally:
-        os.close(descriptor)
+    with explained(directory), locked(directory, IN_USE):
+        _prepare(directory, grid, seed, overwrite)
+        missing = [
+            split
+            for split in ("training", "testing")
+            if not all(path.exists() for path in grid.paths(directory, split).values())
+        ]
+        _check_space(directory, grid, len(missing))
+        if missing:
+            _render(directory, grid, missing, seed, num_processes or os.cpu_count() or 1)
+        return len(missing) * grid.pairs_per_split
 
 
 def _prepare(directory: Path, grid: Grid, seed: int, overwrite: bool) -> None:

@@ -94,6 +94,17 @@ class AttentionCapsules(keras.layers.Layer):
             )
             self._norm.build((None, self.capsules, rows, columns))
 
+    def call(self, children, parents=None):
+        routed = self._route(*self._lay_out(children, parents))
+        return ops.reshape(routed, (-1, *self.compute_output_shape(children.shape)[1:]))
+
+    def _lay_out(self, children, parents):
+        """Children and parents as `_route` takes them, and the number of positions."""
+        children, positions = self._children_of_parents(children)
+        if parents is not None:
+            parents = ops.reshape(parents, (-1, self.capsules, children.shape[2], self.kernel.shape[-1]))
+        return children, parents, positions
+
     def routing_trace(self, children) -> RoutingTrace:
         """What routing children uniformly does; `CapsuleStack.routing_trace` knows the iterations after that.
 
@@ -226,19 +237,12 @@ class AttentionConvCapsules(ConvolutionalCapsules, AttentionCapsules):
         positions = self._neighbourhood(shape).kernel_positions
         self._add_weights((positions, shape[3]), _as_matrix(self._child_pose(shape[4:])))
 
-    def call(self, children, parents=None):
-        routed = self._route(*self._lay_out(children, parents))
-        return ops.reshape(routed, (-1, *self.compute_output_shape(children.shape)[1:]))
-
-    def _lay_out(self, children, parents):
-        """Children and parents as `_route` takes them, and the number of parent positions."""
+    def _children_of_parents(self, children):
+        """The children of each parent position, [n, c, x, y], and the number of these positions in an image."""
         shape = _check_rank(children.shape, (5, 6))
         neighbourhood = self._neighbourhood(shape)
         field, pose = neighbourhood.kernel_positions * shape[3], _as_matrix(self._child_pose(shape[4:]))
-        gathered = ops.reshape(neighbourhood.gather(children), (-1, field, *pose))
-        if parents is not None:
-            parents = ops.reshape(parents, (-1, self.capsules, pose[0], self.kernel.shape[-1]))
-        return gathered, parents, math.prod(neighbourhood.parents)
+        return ops.reshape(neighbourhood.gather(children), (-1, field, *pose)), math.prod(neighbourhood.parents)
 
     def compute_output_shape(self, children_shape, parents_shape=None):
         shape = _check_rank(children_shape, (5, 6))
@@ -280,19 +284,12 @@ class AttentionDenseCapsules(AttentionCapsules):
         count, pose = self._count(children_shape)
         self._add_weights((count,), _as_matrix(pose))
 
-    def call(self, children, parents=None):
-        routed = self._route(*self._lay_out(children, parents))
-        return ops.reshape(routed, (-1, *self.compute_output_shape(children.shape)[1:]))
-
-    def _lay_out(self, children, parents):
-        """Children and parents as `_route` takes them, and the number of parent positions."""
+    def _children_of_parents(self, children):
+        """All children of an image, [n, c, x, y], and a single parent position."""
         count, pose = self._count(children.shape)
         if len(children.shape) > 4:
             children = ops.transpose(children, (0, 3, 1, 2, *range(4, len(children.shape))))
-        children = ops.reshape(children, (-1, count, *_as_matrix(pose)))
-        if parents is not None:
-            parents = ops.reshape(parents, (-1, self.capsules, _as_matrix(pose)[0], self.kernel.shape[-1]))
-        return children, parents, 1
+        return ops.reshape(children, (-1, count, *_as_matrix(pose))), 1
 
     def compute_output_shape(self, children_shape, parents_shape=None):
         _, pose = self._count(children_shape)
@@ -343,28 +340,28 @@ class AttentionClassCapsules(AttentionCapsules):
         shape = _check_rank(children_shape, (5, 6))
         self._add_weights((shape[3],), _as_matrix(self._child_pose(shape[4:])))
 
-    def call(self, children, parents=None):
-        shape = self.compute_output_shape(children.shape)
-        children, parents, positions = self._lay_out(children, parents)
-        grid = (-1, positions, self.kernel.shape[0], *children.shape[2:])
-        tensors = (ops.reshape(children, grid), self.kernel) + (() if parents is None else (parents,))
+    def _children_of_parents(self, children):
+        """All children of an image, position by position, [n, k i, x, y], and a single parent position."""
+        shape = _check_rank(children.shape, (5, 6))
+        return ops.reshape(children, (-1, math.prod(shape[1:4]), *_as_matrix(self._child_pose(shape[4:])))), 1
+
+    def _route(self, children, parents, positions: int):
+        """As in the base class, but without votes."""
+        by_position = ops.reshape(children, (-1, *self._grid(children), *children.shape[2:]))
+        tensors = (by_position, self.kernel) + (() if parents is None else (parents,))
         routed = shared_parents(*(ops.cast(tensor, self._precision) for tensor in tensors))
         if not self.normalize:
             routed = routed * (self.capsules / children.shape[1])
-        return ops.reshape(self._finish(routed), (-1, *shape[1:]))
+        return self._finish(routed)
 
-    def _lay_out(self, children, parents):
-        """Children [n, k i, x, y] and parents [n, j, x, z], and the number of child positions k."""
-        shape = _check_rank(children.shape, (5, 6))
-        pose = _as_matrix(self._child_pose(shape[4:]))
-        if parents is not None:
-            parents = ops.reshape(parents, (-1, self.capsules, pose[0], self.kernel.shape[-1]))
-        return ops.reshape(children, (-1, math.prod(shape[1:4]), *pose)), parents, math.prod(shape[1:3])
+    def _grid(self, children) -> tuple[int, int]:
+        """Child positions k and types i of children [n, k i, x, y]."""
+        types = self.kernel.shape[0]
+        return children.shape[1] // types, types
 
     def _flat_kernel(self, children):
         """The weights W of children [n, k i, x, y], the same at each position: [k i, j, y, z]."""
-        kernel = ops.convert_to_tensor(self.kernel)
-        return ops.tile(kernel, (children.shape[1] // kernel.shape[0], 1, 1, 1))
+        return ops.tile(ops.convert_to_tensor(self.kernel), (self._grid(children)[0], 1, 1, 1))
 
     def compute_output_shape(self, children_shape, parents_shape=None):
         shape = _check_rank(children_shape, (5, 6))

@@ -8,6 +8,7 @@ import keras
 from caps_tf.errors import UserError
 from caps_tf.layers import AttentionConvCapsules, AttentionDenseCapsules, CapsuleStack
 from caps_tf.models.attention_config import check_attention_config, load_attention_config
+from caps_tf.models.normalization import batch_normalization
 
 BACKBONES = ("resnet", "simple")
 PUBLISHED_RESNET = {"first_dim": 64, "blocks": (3, 4)}
@@ -155,12 +156,8 @@ def _simple(images, options: dict[str, int], dtype: str | None):
 
 def _resnet(images, options: dict[str, int], dtype: str | None):
     def normalized(x, name):
-        # Statistics of the whole batch on every replica; other backends have no replicas to agree with. PyTorch's
-        # momentum of 0.1 is Keras's of 0.9.
-        synchronized = keras.config.backend() == "tensorflow"
-        return keras.layers.BatchNormalization(
-            epsilon=1e-5, momentum=0.9, synchronized=synchronized, dtype=dtype, name=f"{name}_norm"
-        )(x)
+        # PyTorch's momentum of 0.1 is Keras's of 0.9.
+        return batch_normalization(f"{name}_norm", dtype, epsilon=1e-5, momentum=0.9)(x)
 
     def convolution(x, channels, kernel_size, stride, name):
         options = {"kernel_size": kernel_size, "stride": stride, "padding": kernel_size // 2}

@@ -8,6 +8,7 @@ import keras
 from caps_tf.errors import UserError
 from caps_tf.initializers import NearIdentity
 from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting
+from caps_tf.models.normalization import batch_normalization
 
 ROUTINGS = ("attention", "em", "heinsen", "none")
 POSE = (4, 4)
@@ -48,7 +49,8 @@ def parse_convolutions(text: str) -> tuple[Convolution, ...]:
         match = re.fullmatch(_CONVOLUTION, part.strip())
         if not match:
             raise UserError(
-                f"convolutions must be channels with an optional kernel and stride, such as 16k5s2,32,48s2, not {text!r}"
+                "convolutions must be channels with an optional kernel and stride, such as 16k5s2,32,48s2, "
+                f"not {text!r}"
             )
         layers.append(Convolution(**{name: int(digits) for name, digits in match.groupdict().items() if digits}))
     return tuple(layers)
@@ -140,7 +142,7 @@ def _convolve(x, convolutions: tuple[Convolution, ...], weight_reg: float, dtype
             dtype=dtype,
             name=f"conv{number}",
         )(x)
-        x = _normalize(x, f"norm{number}", dtype)
+        x = batch_normalization(f"norm{number}", dtype, momentum=0.9)(x)
         x = keras.layers.ReLU(dtype=dtype, name=f"relu{number}")(x)
     return x
 
@@ -154,18 +156,12 @@ def _part_capsules(x, capsules: int, routing: str, dropout: float, dtype: str | 
     poses = keras.layers.Conv2D(capsules * POSE[0] * POSE[1], **options, name="part_pose")(x)
     activations = None
     if routing != "attention":
-        poses = _normalize(poses, "part_norm", dtype)
+        poses = batch_normalization("part_norm", dtype, momentum=0.9)(poses)
         activation = "sigmoid" if routing == "em" else None
         activations = keras.layers.Conv2D(capsules, activation=activation, **options, name="part_activation")(x)
     poses = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")(poses)
     poses = keras.layers.Reshape((*poses.shape[1:3], capsules, *POSE), dtype=dtype, name="parts")(poses)
     return poses, activations
-
-
-def _normalize(x, name: str, dtype: str | None):
-    # Statistics of the whole batch on every replica; other backends have no replicas to agree with.
-    synchronized = keras.config.backend() == "tensorflow"
-    return keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized, dtype=dtype, name=name)(x)
 
 
 def _attention_scores(poses, num_classes: int, iterations: int, dtype: str | None):

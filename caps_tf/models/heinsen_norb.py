@@ -5,6 +5,7 @@ from keras import ops
 
 from caps_tf.errors import UserError
 from caps_tf.layers import HeinsenRouting
+from caps_tf.models.normalization import batch_normalization
 
 STRIDES = (1, 2, 1, 2, 1, 2)
 SMALLEST = 29  # pixels, for one position after six 3x3 kernels with these strides
@@ -90,14 +91,10 @@ def heinsen_norb(
             f"but images are {image_shape[0]}x{image_shape[1]}: raise --image_size"
         )
     regularizer = keras.regularizers.L2(weight_reg) if weight_reg else None
-    # Statistics of the whole batch on every replica; other backends have no replicas to agree with.
-    synchronized = keras.config.backend() == "tensorflow"
 
     def normalized(x, name):
         # PyTorch's momentum of 0.1 is Keras's of 0.9.
-        return keras.layers.BatchNormalization(
-            epsilon=1e-5, momentum=0.9, synchronized=synchronized, dtype=dtype, name=name
-        )(x)
+        return batch_normalization(name, dtype, epsilon=1e-5, momentum=0.9)(x)
 
     def convolution(x, filters, name, **arguments):
         return keras.layers.Conv2D(

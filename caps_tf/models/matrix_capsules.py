@@ -4,6 +4,7 @@ import keras
 
 from caps_tf.errors import UserError
 from caps_tf.layers import EMClassCapsules, EMConvCapsules, PrimaryCapsules
+from caps_tf.models.normalization import batch_normalization
 
 
 def matrix_capsules(
@@ -70,11 +71,7 @@ def matrix_capsules(
         "dtype": dtype,
     }
     images = keras.Input(image_shape, name="image")
-    # Statistics of the whole batch on every replica; other backends have no replicas to agree with.
-    synchronized = keras.config.backend() == "tensorflow"
-    x = keras.layers.BatchNormalization(
-        center=False, scale=False, synchronized=synchronized, dtype=dtype, name="input_norm"
-    )(images)
+    x = batch_normalization("input_norm", dtype, center=False, scale=False)(images)
     x = keras.layers.Conv2D(
         A,
         kernel_size=5,

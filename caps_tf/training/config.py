@@ -120,9 +120,13 @@ class RunConfig:
     config_path: str = _option(
         "cifar10", "network", "attention's capsule layers: cifar10 or cifar100 (both published), or a JSON file"
     )
-    capsule_dropout: float = _option(0.0, "network", "attention, conv_capsules: share of the elements of capsules' poses dropped")
+    capsule_dropout: float = _option(
+        0.0, "network", "attention, conv_capsules: share of the elements of capsules' poses dropped"
+    )
     part_noise: float = _option(
-        0.0, "network", "heinsen_norb: deviation of the part capsules' biases at the start; 0 as published, 0.5 learns sooner"
+        0.0,
+        "network",
+        "heinsen_norb: deviation of the part capsules' biases at the start; 0 as published, 0.5 learns sooner",
     )
     routing: str = _option(
         "em", "network", "of conv_capsules; none: the same convolutions, averaged, without capsules", ROUTINGS
@@ -135,8 +139,8 @@ class RunConfig:
     votes_mib: int = _option(
         0,
         "network",
-        "matrix_capsules, heinsen_norb, attention, conv_capsules: MiB of votes that a layer holds at a time; 0: what suits a CPU's "
-        "cache, 4, 4, 16 and 4; raise it on an accelerator",
+        "matrix_capsules, heinsen_norb, attention, conv_capsules: MiB of votes that a layer holds at a time; 0: what "
+        "suits a CPU's cache, 4, 4, 16 and 4; raise it on an accelerator",
     )
 
     batch_size: int = _option(64, "optimisation", "examples in a step, over all devices and hosts together")
