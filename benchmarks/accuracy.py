@@ -8,6 +8,9 @@ A run is train_val.py and then test.py with its last checkpoint, each a process 
 (the same preset, data, seed and flags) is not run again, so that a command that was interrupted goes on when it is
 given again; a run that failed or was interrupted leaves no line. After a change of a preset measure it with --again.
 With --output=<file> the lines go to that CSV file and the README stays as it is.
+
+The preset plain_classifiers is what a network has to beat, data/plain_classifiers.py on the same data: the nearest
+neighbour in pixels, or a logistic regression on sentences. It has no seeds.
 """
 
 import argparse
@@ -27,7 +30,7 @@ from benchmarks import results
 from benchmarks.process import ROOT, describe_commit, describe_machine
 from benchmarks.results import Result
 from caps_tf.errors import UserError
-from caps_tf.presets import OF_A_RUN, Preset, load_preset
+from caps_tf.presets import OF_A_RUN, load_preset
 from caps_tf.training.config import RunConfig
 
 ACCURACIES = Path(__file__).resolve().parent / "accuracy.csv"
@@ -39,6 +42,8 @@ COLUMNS = (
     *("seconds", "familiar", "novel", "commit", "machine", "date"),
 )
 MEASURED = ("caps_tf", "train_val.py", "test.py")
+PLAIN = "plain_classifiers"
+"""Stands in the place of a preset; data/plain_classifiers.py is run."""
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 
 
@@ -72,21 +77,21 @@ def measure(arguments: argparse.Namespace) -> int:
     for flag in arguments.flags:
         if flag.lstrip("-").partition("=")[0] in refused:
             raise UserError(f"--flags takes no {flag}: this command gives that flag itself")
-    presets = [load_preset(name) for name in arguments.presets.split(",")]
+    presets = {name: None if name == PLAIN else load_preset(name) for name in arguments.presets.split(",")}
     failed = 0
-    for preset in presets:
-        dataset = arguments.dataset or preset.flags.get("dataset", RunConfig.dataset)
-        about = {"preset": preset.name, "data": arguments.label or Path(dataset).name, "dataset": arguments.dataset}
-        for seed in range(arguments.seeds):
+    for name, preset in presets.items():
+        dataset = arguments.dataset or (preset.flags.get("dataset", RunConfig.dataset) if preset else "")
+        about = {"preset": name, "data": arguments.label or Path(dataset).name, "dataset": arguments.dataset}
+        for seed in range(arguments.seeds if preset else 1):
             line = {**about, "flags": shlex.join(arguments.flags), "seed": str(seed)}
             if not arguments.again and any(_key(line) == _key(old) for old in results.read(arguments.output)):
-                print(f"{preset.name}, seed {seed}: is in {arguments.output.name}", file=sys.stderr)
+                print(f"{name}, seed {seed}: is in {arguments.output.name}", file=sys.stderr)
                 continue
             try:
-                line |= run(preset, seed, arguments)
+                line |= run(name, seed, arguments) if preset else run_plain(arguments)
             except subprocess.CalledProcessError as error:
                 script, failed = Path(error.cmd[1]).name, failed + 1
-                print(f"error: {preset.name}, seed {seed}: {script} failed, as it says above", file=sys.stderr)
+                print(f"error: {name}, seed {seed}: {script} failed, as it says above", file=sys.stderr)
                 continue
             print(json.dumps(line), flush=True)
             # Read anew: another process may have appended meanwhile.
@@ -94,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> int:
     return failed
 
 
-def run(preset: Preset, seed: int, arguments: argparse.Namespace) -> Result:
+def run(preset: str, seed: int, arguments: argparse.Namespace) -> Result:
     """Trains and tests one seed.
 
     Returns:
@@ -103,18 +108,38 @@ def run(preset: Preset, seed: int, arguments: argparse.Namespace) -> Result:
     Raises:
         subprocess.CalledProcessError: if a script fails.
     """
-    where = {"machine": describe_machine()["machine"], "commit": describe_commit(*MEASURED)}
-    places = [f"--{name}={getattr(arguments, name)}" for name in ("dataset", "data_dir", "storage")]
-    places = [flag for flag in places if not flag.endswith("=")]
-    name = f"--name={preset.name}_seed{seed}"
-    start = time.monotonic()
-    told = _script("train_val.py", f"--preset={preset.name}", *places, *arguments.flags, f"--seed={seed}", name)
+    where, start = _where(), time.monotonic()
+    flags = (f"--preset={preset}", *_places(arguments), *arguments.flags, f"--seed={seed}", f"--name={preset}_seed{seed}")
+    told = _script("train_val.py", *flags)
     seconds = time.monotonic() - start
     directory = Path(re.search(r"^trained: (.*)$", told, re.MULTILINE)[1])
     _script("test.py", f"--load_dir={directory}")
     [path] = (directory / "test").glob("*/report.json")
-    report = json.loads(path.read_text(encoding="utf-8"))
-    return {**figures(report), "seconds": f"{seconds:.1f}", **where, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+    return {**figures(json.loads(path.read_text(encoding="utf-8"))), "seconds": f"{seconds:.1f}", **where}
+
+
+def run_plain(arguments: argparse.Namespace) -> Result:
+    """The rest of the line of the plain classifiers.
+
+    Raises:
+        subprocess.CalledProcessError: if the script fails.
+    """
+    where, start = _where(), time.monotonic()
+    told = json.loads(_script(f"data/{PLAIN}.py", *_places(arguments), *arguments.flags).splitlines()[-1])
+    details = {name: told.get(name, "") for name in ("training_examples", "parameters", "step")}
+    seconds = time.monotonic() - start
+    return {**figures({"parts": told["parts"], "details": details}), "seconds": f"{seconds:.1f}", **where}
+
+
+def _places(arguments: argparse.Namespace) -> list[str]:
+    places = {name: getattr(arguments, name) for name in ("dataset", "data_dir", "storage")}
+    return [f"--{name}={value}" for name, value in places.items() if value]
+
+
+def _where() -> Result:
+    """Where and when, and of which commit."""
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"machine": describe_machine()["machine"], "commit": describe_commit(*MEASURED), "date": today}
 
 
 def figures(report: dict) -> Result:
@@ -187,7 +212,9 @@ def _row(lines: Sequence[Result]) -> list[str]:
     train, test, novel, parameters = (f"{int(first[name]):,}" if first[name] else "" for name in SAME[:4])
     sizes = f"{train} to train, {test} to test" + (f", {novel} novel" if novel else "")
     dataset = [f"--dataset={first['dataset']}"] if first["dataset"] else []
-    command = ["python", "train_val.py", f"--preset={first['preset']}", *dataset, *shlex.split(first["flags"])]
+    plain = first["preset"] == PLAIN
+    start = [f"data/{PLAIN}.py"] if plain else ["train_val.py", f"--preset={first['preset']}"]
+    command = ["python", *start, *dataset, *shlex.split(first["flags"])]
     return [
         f"{first['data']} ({sizes})",
         first["preset"],

@@ -6,9 +6,14 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks import accuracy, results
+from caps_tf.data.datasets import open_dataset
+from caps_tf.data.pipeline import evaluation_batches
+from caps_tf.data.preprocessing import Preprocessing
+from caps_tf.data.splits import make_splits
 from caps_tf.errors import UserError
 from caps_tf.files import locked
 from caps_tf.presets import load_preset
@@ -95,6 +100,31 @@ def test_what_is_in_the_file_is_not_run_again_and_a_run_that_is_stopped_adds_not
         pass
 
 
+def test_the_nearest_neighbour_is_measured_on_familiar_and_novel_views_like_a_network(storage, tmp_path):
+    output = tmp_path / "accuracy.csv"
+    flags = ("--presets=plain_classifiers", "--dataset=smallNORB", f"--storage={storage}", "--flags=--viewpoints=azimuth")
+    process = run(output, *flags, "--seeds=2")
+    assert process.returncode == 0, process.stderr[-4000:]
+    [each] = results.read(output)
+    splits = make_splits(open_dataset("smallNORB", storage=storage), val_prop=0.0, viewpoints="azimuth")
+    train, *tests = (pixels(splits[name]) for name in ("train", "familiar", "novel"))
+    expected = []
+    for images, labels in tests:
+        distance = ((images[:, None] - train[0][None]) ** 2).sum(axis=-1)
+        expected.append(np.mean(train[1][distance.argmin(axis=1)] == labels))
+    np.testing.assert_allclose([float(each["familiar"]), float(each["novel"])], expected)
+    sizes = [len(labels) for _, labels in (train, *tests)]
+    assert [each[name] for name in ("train_images", "test_images", "novel_images")] == [str(size) for size in sizes]
+    assert "`python data/plain_classifiers.py --dataset=smallNORB --viewpoints=azimuth`" in process.stdout
+
+
+def pixels(split):
+    """Both views of every pair, in 48x48 grey levels, and their classes."""
+    batches = list(evaluation_batches(split, Preprocessing(resize=(48, 48), crop=None, normalize="none"), 1))
+    images = np.concatenate([np.round(255 * batch["image"].numpy()).ravel()[None] for batch in batches])
+    return images, np.concatenate([batch["label"] for batch in batches])
+
+
 def test_a_run_that_fails_adds_nothing_and_is_named(measured, tmp_path):
     output, flags, _ = measured
     before = output.read_bytes()
@@ -158,5 +188,5 @@ def test_the_table_in_the_readme_says_what_the_file_says_and_nothing_else():
 
 
 def test_every_line_of_the_file_is_of_a_preset_that_exists():
-    for each in results.read(accuracy.ACCURACIES):
-        load_preset(each["preset"])
+    for name in {each["preset"] for each in results.read(accuracy.ACCURACIES)} - {accuracy.PLAIN}:
+        load_preset(name)

@@ -440,6 +440,10 @@ def test_what_does_not_fit_sentences_is_refused(converted):
         make_training_data(dataclasses.replace(config, viewpoints="azimuth"))
 
 
-def test_check_text_judges_the_test_sentences(converted):
-    process = run_script("data/check_text.py", f"--data_dir={converted}", "--penalties=0.01,0.1")
-    assert re.search(r"penalty 0\.\d+: test \d+\.\d\d% of 33 sentences", process.stdout)
+def test_plain_classifiers_judge_the_test_sentences_by_the_penalty_chosen_on_validation(converted):
+    process = run_script("data/plain_classifiers.py", f"--dataset={converted}", "--penalties=0.01,0.1")
+    found = json.loads(process.stdout)
+    told = dict(re.findall(r"penalty ([\d.]+): .*validation ([\d.]+)%", process.stderr))
+    best = max(told, key=lambda penalty: (float(told[penalty]), float(penalty)))
+    assert (found["classifier"], str(found["penalty"])) == ("logistic_regression", best)
+    assert found["parts"]["test"]["num_examples"] == 33 and 0 <= found["parts"]["test"]["accuracy"] <= 1
