@@ -1,25 +1,34 @@
 """Capsule layers for Keras: they own weights, shapes and config, and call `caps_tf.routing`."""
 
 from caps_tf.layers.attention_capsules import (
+    AttentionCapsules,
     AttentionClassCapsules,
     AttentionConvCapsules,
     AttentionDenseCapsules,
 )
+from caps_tf.layers.capsule_layer import CapsuleLayer, CountedLayer, LayerCost, RoutingLayer
 from caps_tf.layers.capsule_stack import CapsuleStack
-from caps_tf.layers.em_capsules import EMClassCapsules, EMConvCapsules
+from caps_tf.layers.em_capsules import EMCapsules, EMClassCapsules, EMConvCapsules
 from caps_tf.layers.heinsen_routing import HeinsenRouting
-from caps_tf.layers.heinsen_vector_routing import DefinableVectorRouting, HeinsenVectorRouting
+from caps_tf.layers.heinsen_vector_routing import DefinableVectorRouting, HeinsenVectorRouting, VectorRouting
 from caps_tf.layers.primary_capsules import PrimaryCapsules
 
 __all__ = [
+    "AttentionCapsules",
     "AttentionClassCapsules",
     "AttentionConvCapsules",
     "AttentionDenseCapsules",
+    "CapsuleLayer",
     "CapsuleStack",
+    "CountedLayer",
     "DefinableVectorRouting",
+    "EMCapsules",
     "EMClassCapsules",
     "EMConvCapsules",
     "HeinsenRouting",
     "HeinsenVectorRouting",
+    "LayerCost",
     "PrimaryCapsules",
+    "RoutingLayer",
+    "VectorRouting",
 ]

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.grouping import images_at_a_time
@@ -12,7 +13,7 @@ from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.inverted_attention import first_parents, next_parents, routing_weights, shared_parents
 
 
-class AttentionCapsules(keras.layers.Layer):
+class AttentionCapsules(RoutingLayer):
     """What convolutional and dense attention capsules share: the weights, and one routing step.
 
     Called with children alone, a layer routes them uniformly; called with children and the parents so far, it
@@ -104,6 +105,24 @@ class AttentionCapsules(keras.layers.Layer):
         if parents is not None:
             parents = ops.reshape(parents, (-1, self.capsules, children.shape[2], self.kernel.shape[-1]))
         return children, parents, positions
+
+    def capsules_of(self, outputs) -> None:
+        """Nothing: attention has poses without activations."""
+
+    def votes_cost(self, children: tuple[int, ...]) -> tuple[int, int]:
+        """Multiplications that make the votes for all parents of children of this shape, and how many elements they have.
+
+        `CapsuleStack` knows how often its schedule weighs these votes.
+        """
+        field = math.prod(self.kernel.shape[:-3])
+        votes = math.prod(self.compute_output_shape(children)) * field
+        return votes * self.kernel.shape[-2], votes
+
+    def layer_cost(self, inputs, outputs) -> LayerCost:
+        """Of one call with children: uniformly routed, so that votes are made and not weighed."""
+        with_input, votes = self.votes_cost(inputs[0])
+        within = 2 * votes if len(inputs) > 1 else 0  # with parents: agreement, and the weighted sum
+        return LayerCost(with_input, within, (votes,))
 
     def routing_trace(self, children) -> RoutingTrace:
         """What routing children uniformly does; `CapsuleStack.routing_trace` knows the iterations after that.
@@ -353,6 +372,11 @@ class AttentionClassCapsules(AttentionCapsules):
         if not self.normalize:
             routed = routed * (self.capsules / children.shape[1])
         return self._finish(routed)
+
+    def votes_cost(self, children: tuple[int, ...]) -> tuple[int, int]:
+        # The weights turn sums over positions, which share them, into votes.
+        with_input, votes = super().votes_cost(children)
+        return with_input, votes * math.prod(children[1:3])
 
     def _grid(self, children) -> tuple[int, int]:
         """Child positions k and types i of children [n, k i, x, y]."""

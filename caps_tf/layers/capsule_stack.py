@@ -1,9 +1,11 @@
 """Several capsule layers routed together, one after the other or all at once."""
 
+import itertools
 from collections.abc import Sequence
 
 import keras
 
+from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer
 from caps_tf.routing.health import RoutingTrace
 from caps_tf.routing.inverted_attention import route_concurrently, route_sequentially
 
@@ -11,7 +13,7 @@ SCHEDULES = {"concurrent": route_concurrently, "sequential": route_sequentially}
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class CapsuleStack(keras.layers.Layer):
+class CapsuleStack(RoutingLayer):
     """Routes a stack of capsule layers under the concurrent or the sequential schedule.
 
     Concurrently, a first pass gives each layer its first parents, and iterations - 1 sweeps update all layers at
@@ -104,6 +106,33 @@ class CapsuleStack(keras.layers.Layer):
 
         SCHEDULES[self.schedule]([recorded(layer) for layer in self.layers], children, self.iterations)
         return {name: RoutingTrace(tuple(found)) for name, found in steps.items()}
+
+    def capsules_of(self, outputs) -> None:
+        """Nothing: the stack puts out poses without activations."""
+
+    def layer_cost(self, inputs, outputs) -> LayerCost:
+        """Runs the schedule on tokens instead of poses, and writes down who routed what."""
+        tokens = itertools.count(1)
+        steps: list[tuple[int, int, bool]] = []
+
+        def recorder(number: int):
+            def route(children: int, parents: int | None) -> int:
+                steps.append((number, children, parents is not None))
+                return next(tokens)
+
+            return route
+
+        SCHEDULES[self.schedule]([recorder(number) for number in range(len(self.layers))], 0, self.iterations)
+        making, votes, shape = [], [], tuple(inputs[0])
+        for layer in self.layers:
+            multiplied, elements = layer.votes_cost(shape)
+            making.append(multiplied)
+            votes.append(elements)
+            shape = layer.compute_output_shape(shape)
+        # The votes of the same children are made once, and each routing step takes their agreement and weighted sum.
+        with_input = sum(making[number] for number, _ in {(number, children) for number, children, _ in steps})
+        within = sum(2 * votes[number] for number, _, routed in steps if routed)
+        return LayerCost(with_input, within, tuple(votes))
 
     def compute_output_shape(self, input_shape):
         for layer in self.layers:

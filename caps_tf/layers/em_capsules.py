@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer, multiplications_of_votes
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.em import VARIANCE_FLOOR, Parents, em_routing
@@ -15,7 +16,7 @@ from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.routing.votes import VoteWeights, coordinate_offsets, pose_columns, vote_weights, votes_of_children
 
 
-class EMCapsules(keras.layers.Layer):
+class EMCapsules(RoutingLayer):
     """What convolutional and class capsules share: the weights, and EM routing in at least single precision.
 
     Args:
@@ -147,6 +148,12 @@ class EMCapsules(keras.layers.Layer):
                 )
             )
         return RoutingTrace(tuple(steps), ops.reshape(active, (-1, c)), self.variance_floor)
+
+    def layer_cost(self, inputs, outputs) -> LayerCost:
+        (*_, columns), (_, *grid, child_types) = inputs
+        # Convolutional capsules have a kernel; class capsules see all children.
+        votes = math.prod(outputs[0]) * math.prod(getattr(self, "kernel_size", grid)) * child_types
+        return LayerCost(votes * columns, votes * multiplications_of_votes(self.iterations), (votes,))
 
     def _route(self, children, kernel, neighbourhood: Neighbourhood, offsets: np.ndarray | None = None):
         """Poses [b, h, w, i, x, y] and activations to those of the parents, [b, p, q, j, d] and [b, p, q, j]."""

@@ -1,10 +1,12 @@
 """Heinsen routing (2019) as a Keras layer."""
 
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
+from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer, multiplications_of_votes
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.grouping import images_at_a_time, map_groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
@@ -16,7 +18,7 @@ _NO_COMPETITOR = "a single parent would have nobody to compete with for the chil
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class HeinsenRouting(keras.layers.Layer):
+class HeinsenRouting(RoutingLayer):
     """Routes scored matrix capsules to scored matrix capsules by Heinsen's algorithm of 2019.
 
     Arguments carry the names of the published PyTorch module. A number of capsules that is left open (None; -1 is
@@ -187,6 +189,23 @@ class HeinsenRouting(keras.layers.Layer):
             active = ops.sigmoid(parents.scores)
             steps.append(RoutingStep(parents.routing_weights, votes.values, means, variances, active))
         return RoutingTrace(tuple(steps), ops.sigmoid(scores), self.eps)
+
+    def layer_cost(self, inputs, outputs) -> LayerCost:
+        _, (*batch, children, rows, columns) = inputs
+        parents, columns_out = outputs[1][-3], outputs[1][-1]
+        pairs = math.prod(batch) * children * parents
+        votes = pairs * rows * columns_out
+        least = votes * columns, votes * multiplications_of_votes(self.n_iters)
+        if self.n_inp is None:  # the same sums from the moments of pose rows, without votes
+            moments = columns + columns * (columns + 1) // 2
+            least = min(least, (pairs * rows * moments * (2 * self.n_iters - 1), 0), key=sum)
+        return LayerCost(*least, (votes,))
+
+    def capsules_of(self, outputs) -> tuple:
+        if isinstance(outputs, dict):
+            return outputs["mu_out"], outputs["a_out"]
+        scores, poses, *_ = outputs
+        return poses, scores
 
     def _exact(self, children, n_out: int | None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Scores [b, i], poses [b, i, x, y], and kernel, bias and betas, all in the precision of routing."""

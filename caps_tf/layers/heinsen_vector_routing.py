@@ -1,10 +1,12 @@
 """Routing of vectors in sequences: the efficient form, and the form with four networks of one's own."""
 
+import math
 from collections.abc import Callable
 
 import keras
 from keras import ops
 
+from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.heinsen_vectors import (
@@ -15,7 +17,7 @@ from caps_tf.routing.heinsen_vectors import (
 )
 
 
-class VectorRouting(keras.layers.Layer):
+class VectorRouting(RoutingLayer):
     """What the efficient and the definable form share: the betas, the mask, and what a call returns.
 
     Args:
@@ -85,6 +87,9 @@ class VectorRouting(keras.layers.Layer):
 
     def call(self, x, mask=None, return_credit=False):
         return self._outputs(self._routed(x, self._routing_mask(x, mask), self.n_iters), return_credit)
+
+    def capsules_of(self, outputs) -> None:
+        """Nothing: output vectors are poses whose activations stay inside."""
 
     def _add_parameter(self, name: str, shape: tuple[int, ...], deviation: float = 0.0):
         # Without automatic casting: the routing wants its parameters in single precision also under mixed policies.
@@ -232,6 +237,14 @@ class HeinsenVectorRouting(VectorRouting):
         self.B_S = self._add_parameter("B_S", (inputs, n_out))
         self._add_betas(d_inp)
 
+    def layer_cost(self, inputs, outputs) -> LayerCost:
+        """Of the efficient form, which has no votes: products with sums over the inputs come first."""
+        [[*batch, i, d]] = inputs
+        examples, j, e, combined, judged = math.prod(batch), self.n_out, self.d_out, self.n_iters, self.n_iters - 1
+        with_input = examples * (i * d + (combined + judged) * i * j * d)
+        within = examples * (combined * (j * d + j * d * e) + judged * (j * e * d + j * d))
+        return LayerCost(with_input, within)
+
     def _routed(self, x, mask, iterations: int) -> RoutedVectors:
         x = ops.cast(x, routing_dtype(self))
         weights = VectorRoutingWeights(*(getattr(self, name) for name in VectorRoutingWeights._fields))
@@ -313,6 +326,12 @@ class DefinableVectorRouting(VectorRouting):
         # Builds the four networks.
         spec = self.compute_output_spec(keras.KerasTensor(input_shape, self.compute_dtype))
         self.d_out = (spec["x_out"] if self.return_dict else spec).shape[-1]
+
+    def layer_cost(self, inputs, outputs) -> LayerCost:
+        """Of the sums over the inputs' proposals alone: what the four networks compute is theirs to say."""
+        [[*batch, i, _]] = inputs
+        proposals = math.prod(batch) * i * self.n_out * self.d_out
+        return LayerCost(0, self.n_iters * proposals, (proposals,))
 
     def _routed(self, x, mask, iterations: int) -> RoutedVectors:
         scores = ops.cast(self.A(x)[..., 0], routing_dtype(self))

@@ -1,11 +1,15 @@
 """Primary capsules: the first poses and activations, read from ordinary features."""
 
+import math
+
 import keras
 from keras import ops
 
+from caps_tf.layers.capsule_layer import CapsuleLayer, LayerCost
+
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class PrimaryCapsules(keras.layers.Layer):
+class PrimaryCapsules(CapsuleLayer):
     """Turns features into capsules with a linear map for poses and a sigmoid for activations.
 
     Args:
@@ -75,6 +79,10 @@ class PrimaryCapsules(keras.layers.Layer):
         batch, height, width = ops.shape(poses)[:3]
         poses = ops.reshape(poses, (batch, height, width, self.capsules, *self.pose_shape))
         return poses, self.activation(features)
+
+    def layer_cost(self, inputs, outputs) -> LayerCost:
+        [[*_, channels]] = inputs
+        return LayerCost(sum(map(math.prod, outputs)) * channels * self.kernel_size**2)
 
     def compute_output_shape(self, input_shape):
         shape = self.activation.compute_output_shape(input_shape)

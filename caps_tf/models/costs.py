@@ -1,7 +1,7 @@
 """What a network must at least compute and move: multiplications and bytes, counted from the shapes of its layers.
 
-The count is of the algorithm and not of a program. It knows the layers that contract (convolutions, dense layers and
-the capsule layers); what lies between them can be computed on the way and costs nothing here. With n parent positions
+The count is of the algorithm and not of a program. It knows Keras's convolutions and dense layers, and asks the others
+that contract (`CountedLayer`); what lies between them can be computed on the way and costs nothing here. With n parent positions
 of all images, c children of a parent, j parent types, poses of d = x y elements, and T iterations, the forward pass
 multiplies
 
@@ -24,16 +24,13 @@ again, gradients of outputs, and gradients of inputs backward; weights forward a
 Adam's two means and the weights both ways. Nothing that exists only inside a layer counts, the votes least of all.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
 import keras
 
-from caps_tf.layers import AttentionClassCapsules, CapsuleStack, HeinsenRouting, HeinsenVectorRouting, PrimaryCapsules
-from caps_tf.layers.attention_capsules import AttentionCapsules
-from caps_tf.layers.capsule_stack import SCHEDULES
-from caps_tf.layers.em_capsules import EMCapsules
-from caps_tf.models.heinsen_sst import DepthFeatures
+from caps_tf.layers.capsule_layer import CountedLayer, LayerCost
 
 Shape = tuple[int, ...]
 
@@ -78,7 +75,7 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
         batch: examples in a batch.
 
     Returns:
-        `Cost`; layers that it does not know count nothing.
+        `Cost`; layers that are neither Keras's convolutions or dense layers nor a `CountedLayer` count nothing.
 
     Raises:
         ValueError: if a shape that is needed is not known.
@@ -136,27 +133,16 @@ def estimate_memory(model: keras.Model, batch_size: int) -> int:
     return STARTUP + LAYERS_HELD * costs.forward_bytes + VOTES_HELD * BYTES * costs.largest_votes
 
 
-def _count_layer(
-    layer: keras.Layer, inputs: list[Shape], outputs: list[Shape], batch: int
-) -> tuple[int, int, list[int]] | None:
-    """What the forward pass multiplies with the layer's input and within the layer, and the elements of all its votes.
-
-    None for a layer that contracts nothing.
-    """
-    kinds = {
-        keras.layers.Conv2D: _convolution,
-        keras.layers.Dense: _dense,
-        DepthFeatures: _dense,
-        PrimaryCapsules: _primary,
-        EMCapsules: _em,
-        HeinsenRouting: _heinsen,
-        HeinsenVectorRouting: _vectors,
-        CapsuleStack: _stack,
-    }
-    for kind, count in kinds.items():
+def _count_layer(layer: keras.Layer, inputs: list[Shape], outputs: list[Shape], batch: int) -> LayerCost | None:
+    """What a layer multiplies in the forward pass; None for a layer that contracts nothing."""
+    kinds = {keras.layers.Conv2D: _convolution, keras.layers.Dense: _dense}
+    count = layer.layer_cost if isinstance(layer, CountedLayer) else None
+    for kind, of_kind in kinds.items():
         if isinstance(layer, kind):
-            return count(layer, *([_known(shape, batch, layer) for shape in shapes] for shapes in (inputs, outputs)))
-    return None
+            count = functools.partial(of_kind, layer)
+    if count is None:
+        return None
+    return count(*([_known(shape, batch, layer) for shape in shapes] for shapes in (inputs, outputs)))
 
 
 def _known(shape: Shape, batch: int, layer: keras.Layer) -> Shape:
@@ -165,83 +151,10 @@ def _known(shape: Shape, batch: int, layer: keras.Layer) -> Shape:
     return (batch, *shape[1:])
 
 
-def _convolution(layer, inputs, outputs):
+def _convolution(layer: keras.layers.Conv2D, inputs: list[Shape], outputs: list[Shape]) -> LayerCost:
     [[*_, channels]], [output] = inputs, outputs
-    return math.prod(output) * channels * math.prod(layer.kernel_size), 0, []
+    return LayerCost(math.prod(output) * channels * math.prod(layer.kernel_size))
 
 
-def _dense(layer, inputs, outputs):
-    return math.prod(inputs[0]) * layer.units, 0, []
-
-
-def _primary(layer, inputs, outputs):
-    [[*_, channels]] = inputs
-    return sum(map(math.prod, outputs)) * channels * layer.kernel_size**2, 0, []
-
-
-def _em(layer, inputs, outputs):
-    (*_, columns), (_batch, rows_below, columns_below, child_types) = inputs
-    poses, _ = outputs
-    # Convolutional capsules have a kernel; class capsules see all children.
-    kernel = getattr(layer, "kernel_size", (rows_below, columns_below))
-    votes = math.prod(poses) * math.prod(kernel) * child_types
-    return votes * columns, votes * _in_routing(layer.iterations), [votes]
-
-
-def _in_routing(iterations: int) -> int:
-    return 1 + 2 * iterations + 2 * (iterations - 1)
-
-
-def _heinsen(layer, inputs, outputs):
-    _, (*batch, children, rows, columns) = inputs
-    parents, columns_out = outputs[1][-3], outputs[1][-1]
-    pairs = math.prod(batch) * children * parents
-    votes = pairs * rows * columns_out
-    least = votes * columns, votes * _in_routing(layer.n_iters)
-    if layer.n_inp is None:
-        moments = columns + columns * (columns + 1) // 2
-        least = min(least, (pairs * rows * moments * (2 * layer.n_iters - 1), 0), key=sum)
-    return *least, [votes]
-
-
-def _vectors(layer, inputs, outputs):
-    [[*batch, i, d]], [[*_, j, e]] = inputs, outputs
-    examples, combined, judged = math.prod(batch), layer.n_iters, layer.n_iters - 1
-    with_input = examples * (i * d + (combined + judged) * i * j * d)
-    within = examples * (combined * (j * d + j * d * e) + judged * (j * e * d + j * d))
-    return with_input, within, []  # the efficient form has no votes
-
-
-def _stack(stack, inputs, outputs):
-    """Runs the schedule on tokens instead of poses, and writes down who routed what."""
-    tokens = iter(range(1, 1000))
-    steps: list[tuple[int, int, bool]] = []
-
-    def recorder(number: int):
-        def route(children: int, parents: int | None) -> int:
-            steps.append((number, children, parents is not None))
-            return next(tokens)
-
-        return route
-
-    layers = stack.layers
-    SCHEDULES[stack.schedule]([recorder(number) for number in range(len(layers))], 0, stack.iterations)
-    sizes, weighed, shape = [], [], inputs[0]
-    for layer in layers:
-        sizes.append(_attention_votes(layer, shape))
-        # The weight of a layer turns the y columns of a child's pose into votes, at all positions at once where they
-        # share it.
-        positions = math.prod(shape[1:3]) if isinstance(layer, AttentionClassCapsules) else 1
-        weighed.append(sizes[-1] * layer.kernel.shape[-2] // positions)
-        shape = layer.compute_output_shape(shape)
-    voted = {(number, children) for number, children, _ in steps}
-    with_input = sum(weighed[number] for number, _ in voted)
-    within = sum(2 * sizes[number] for number, _, routed in steps if routed)
-    return with_input, within, sizes
-
-
-def _attention_votes(layer: AttentionCapsules, children: Shape) -> int:
-    parents = layer.compute_output_shape(children)
-    # Children of a parent: kernel positions and types, or all of them.
-    field = math.prod(children[1:4] if isinstance(layer, AttentionClassCapsules) else layer.kernel.shape[:-3])
-    return math.prod(parents) * field
+def _dense(layer: keras.layers.Dense, inputs: list[Shape], outputs: list[Shape]) -> LayerCost:
+    return LayerCost(math.prod(inputs[0]) * layer.units)

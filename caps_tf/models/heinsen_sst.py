@@ -1,16 +1,19 @@
 """Heinsen's sentiment classifier (2019): capsules read from the token embeddings of a language model, routed twice."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
 
 from caps_tf.errors import UserError
 from caps_tf.layers import HeinsenRouting
+from caps_tf.layers.capsule_layer import CountedLayer, LayerCost
 from caps_tf.layers.precision import routing_dtype
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class DepthFeatures(keras.layers.Layer):
+class DepthFeatures(CountedLayer):
     """A dense layer with SiLU that knows which layer of the language model an embedding comes from.
 
     Computes silu((X + E) W + b), E being a learned embedding of the depth that starts at zero, as
@@ -51,6 +54,9 @@ class DepthFeatures(keras.layers.Layer):
     def call(self, embeddings):
         of_depth = ops.matmul(self.embedding, self.kernel) + self.bias
         return ops.silu(ops.matmul(embeddings, self.kernel) + of_depth)
+
+    def layer_cost(self, inputs, outputs) -> LayerCost:
+        return LayerCost(math.prod(inputs[0]) * self.units)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)

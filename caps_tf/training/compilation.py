@@ -9,12 +9,7 @@ from typing import NamedTuple
 
 import keras
 
-from caps_tf.layers import CapsuleStack, HeinsenRouting
-from caps_tf.layers.attention_capsules import AttentionCapsules
-from caps_tf.layers.em_capsules import EMCapsules
-from caps_tf.layers.heinsen_vector_routing import VectorRouting
-
-ROUTING_LAYERS = (AttentionCapsules, CapsuleStack, EMCapsules, HeinsenRouting, VectorRouting)
+from caps_tf.layers import RoutingLayer
 
 
 class Halves(NamedTuple):
@@ -41,7 +36,7 @@ def split_at_routing(model: keras.Model) -> Halves:
         >>> [layer.name for layer in features.layers][1:], [layer.name for layer in capsules.layers][2:]
         (['input_norm', 'relu_conv1', 'primary_capsules'], ['conv_capsules_1', 'conv_capsules_2', 'class_capsules'])
     """
-    routing = next((layer for layer in model.layers if isinstance(layer, ROUTING_LAYERS)), None)
+    routing = next((layer for layer in model.layers if isinstance(layer, RoutingLayer)), None)
     if routing is not None:
         read = keras.tree.flatten(routing.input)
         try:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from caps_tf import models
 from caps_tf.errors import UserError
-from caps_tf.layers import HeinsenRouting
+from caps_tf.layers import CapsuleLayer
 from caps_tf.losses import spread_loss
 from caps_tf.training.config import RunConfig
 from caps_tf.training.steps import LossFunction
@@ -128,11 +128,7 @@ def spread(labels: tf.Tensor, scores: tf.Tensor, margin: tf.Tensor, from_logits:
 
 def capsule_outputs(model: keras.Model) -> dict[str, tuple[keras.KerasTensor, keras.KerasTensor]]:
     """Poses and activations (or scores) of each capsule layer of a model, by layer name, in order; empty for a plain CNN."""
-    outputs = {}
-    for layer in model.layers:
-        if isinstance(layer, HeinsenRouting):
-            scores, poses, _ = layer.output
-            outputs[layer.name] = poses, scores
-        elif isinstance(layer.output, (list, tuple)) and len(layer.output) == 2:
-            outputs[layer.name] = tuple(layer.output)
-    return outputs
+    found = {
+        layer.name: layer.capsules_of(layer.output) for layer in model.layers if isinstance(layer, CapsuleLayer)
+    }
+    return {name: capsules for name, capsules in found.items() if capsules}

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from caps_tf.layers import CapsuleStack
+from caps_tf.layers import CapsuleStack, RoutingLayer
 from caps_tf.routing.health import (
     activation_deviation,
     activation_mean,
@@ -19,7 +19,6 @@ from caps_tf.routing.health import (
     trace_gauges,
     update_ratio,
 )
-from caps_tf.training.compilation import ROUTING_LAYERS
 from caps_tf.training.steps import model_inputs
 
 ACTIVATION_GAUGES = (parents_off, parents_on, activation_mean, activation_deviation)
@@ -47,7 +46,7 @@ class RunGauges:
 
     def __init__(self, model: keras.Model, batches: tf.data.Dataset):
         self._model = model
-        self._layers = [layer for layer in model.layers if isinstance(layer, ROUTING_LAYERS)]
+        self._layers = [layer for layer in model.layers if isinstance(layer, RoutingLayer)]
         # One example after the other: votes are large, and of all at once they would be as large as a step's.
         examples = batches.take(1).unbatch().take(EXAMPLES).batch(1, drop_remainder=True)
         self._examples = list(examples) if self._layers else []

@@ -1,0 +1,92 @@
+"""What the library asks of its layers: what they compute, the capsules that they put out, and how they route."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import keras
+
+from caps_tf.routing.health import RoutingTrace
+
+Shape = tuple[int, ...]
+
+
+class LayerCost(NamedTuple):
+    """What a layer multiplies in a forward pass, counted from its shapes and not from its code.
+
+    Attributes:
+        with_input: multiplications whose one factor is the layer's input. Where that input needs no gradient, a
+            training step takes twice as many instead of three times.
+        within: all other multiplications.
+        votes: elements of the votes, were they stored; one number for each routing in the layer.
+    """
+
+    with_input: int
+    within: int = 0
+    votes: tuple[int, ...] = ()
+
+
+def multiplications_of_votes(iterations: int) -> int:
+    """How often Gaussian routing multiplies each element of the votes.
+
+    Squares of votes once; means and variances in each M-step; distances in each E-step, of which there is one less, as
+    a form in votes and squares: 1 + 2 T + 2 (T - 1).
+
+    Example:
+        >>> [multiplications_of_votes(iterations) for iterations in (1, 2, 3)]
+        [3, 7, 11]
+    """
+    return 1 + 2 * iterations + 2 * (iterations - 1)
+
+
+class CountedLayer(keras.layers.Layer):
+    """A layer that contracts, and says how much: `caps_tf.models.costs` adds it up."""
+
+    def layer_cost(self, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> LayerCost:
+        """Counts the multiplications of a forward pass.
+
+        Args:
+            inputs: shapes of the layer's inputs, batch included, all sizes known.
+            outputs: shapes of its outputs alike.
+
+        Raises:
+            NotImplementedError: unless the class says how.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not count its multiplications: define layer_cost")
+
+
+class CapsuleLayer(CountedLayer):
+    """A layer that puts out capsules. Derive from `RoutingLayer` if it routes."""
+
+    def capsules_of(self, outputs) -> tuple | None:
+        """Poses [b, ..., x, y] and activations or scores [b, ...] among what a call returned; None without activations.
+
+        Args:
+            outputs: what a call returned, tensors or symbolic ones.
+        """
+        poses, activations = outputs
+        return poses, activations
+
+
+class RoutingLayer(CapsuleLayer):
+    """Base class of all layers that route.
+
+    XLA compiles a network from its first routing layer on, the memory check adds up the votes of all of them, and
+    `--routing_gauges` reads their traces. A class of its own defines, besides what a Keras layer needs, `layer_cost`,
+    `routing_trace`, and `capsules_of` if its calls return something else than poses and activations.
+
+    Example:
+        >>> from caps_tf.layers import EMConvCapsules, PrimaryCapsules
+        >>> isinstance(EMConvCapsules(16), RoutingLayer), isinstance(PrimaryCapsules(8), RoutingLayer)
+        (True, False)
+    """
+
+    def routing_trace(self, *children) -> RoutingTrace | Mapping[str, RoutingTrace]:
+        """What each routing iteration does with children, for `caps_tf.routing.health`.
+
+        Args:
+            *children: as of a call; a few examples, for all their votes may be made.
+
+        Raises:
+            NotImplementedError: unless the class says how.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not trace its routing: define routing_trace")
