@@ -26,6 +26,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 from caps_tf.errors import UserError, run_script
 from caps_tf.files import locked
 from caps_tf.limits import check_address_space
+from caps_tf.networks import readers
 from caps_tf.presets import list_presets, load_preset
 from caps_tf.training.config import RunConfig, load_params, save_params
 
@@ -51,14 +52,16 @@ def define_flags() -> None:
     """One flag for each parameter of `RunConfig`, in its groups, and one for each retired flag."""
     kinds = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
     for option in dataclasses.fields(RunConfig):
-        metadata = option.metadata
+        metadata, read_by = option.metadata, readers(option.name)
+        text = metadata["help"] + (f" ({', '.join(read_by)})" if read_by else "")
         if metadata["choices"]:
             flags.DEFINE_enum(
-                option.name, option.default, metadata["choices"], metadata["help"], module_name=metadata["group"]
+                option.name, option.default, metadata["choices"], text, module_name=metadata["group"]
             )
         else:
-            kinds[option.type](option.name, option.default, metadata["help"], module_name=metadata["group"])
+            kinds[option.type](option.name, option.default, text, module_name=metadata["group"])
         flags.declare_key_flag(option.name)
+    flags.DEFINE_alias("num_routing", "iter_routing", module_name="network")
     for name, reason in RETIRED_FLAGS.items():
         flags.DEFINE_string(name, None, f"retired: {reason}", module_name="retired")
 
@@ -80,10 +83,10 @@ def resolve_config() -> RunConfig:
         params = load_params(PARAMS_PATH.value)
     elif preset.value:
         params = dict(load_preset(preset.value).flags)
-    for option in dataclasses.fields(RunConfig):
-        if flags.FLAGS[option.name].present:
-            params[option.name] = flags.FLAGS[option.name].value
-    return RunConfig(**params)
+    given = {option.name for option in dataclasses.fields(RunConfig) if flags.FLAGS[option.name].present}
+    config = RunConfig(**params | {name: flags.FLAGS[name].value for name in given})
+    config.check_given(sorted(given))
+    return config
 
 
 def print_presets() -> None:

@@ -9,8 +9,8 @@ from caps_tf.errors import UserError
 from caps_tf.layers import AttentionConvCapsules, AttentionDenseCapsules, CapsuleStack
 from caps_tf.models.attention_config import check_attention_config, load_attention_config
 from caps_tf.models.normalization import batch_normalization
+from caps_tf.networks import BACKBONES
 
-BACKBONES = ("resnet", "simple")
 PUBLISHED_RESNET = {"first_dim": 64, "blocks": (3, 4)}
 """Channels of the first residual blocks; how many there are with these channels, and with the config's and its stride."""
 

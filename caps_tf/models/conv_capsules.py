@@ -9,8 +9,8 @@ from caps_tf.errors import UserError
 from caps_tf.initializers import NearIdentity
 from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting
 from caps_tf.models.normalization import batch_normalization
+from caps_tf.networks import ROUTINGS
 
-ROUTINGS = ("attention", "em", "heinsen", "none")
 POSE = (4, 4)
 ITERATIONS = {"attention": 2, "em": 2, "heinsen": 3}
 INITIAL_TEMPERATURE = 2.0

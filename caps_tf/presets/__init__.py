@@ -144,7 +144,7 @@ def _read_flags(path: Path, table: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"{path}: [flags] takes no {name!r}{hint}: python train_val.py --helpfull lists the flags")
     try:
         values = whole_numbers_as_floats(table)
-        RunConfig(**values)
+        RunConfig(**values).check_given(values)
     except OverflowError:
         raise UserError(f"{path}: [flags] holds a number that is too large") from None
     except UserError as error:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,12 @@ from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES,
 from caps_tf.data.viewpoints import parse_viewpoints
 from caps_tf.errors import UserError
 from caps_tf.files import write_atomically
+from caps_tf.networks import BACKBONES, NETWORKS, ROUTINGS, readers
 
-NETWORKS = ("matrix_capsules", "heinsen_norb", "heinsen_sst", "attention", "conv_capsules", "cnn_baseline")
-ROUTING_ITERATIONS = {"matrix_capsules": 2, "heinsen_norb": 3, "heinsen_sst": 3}
 LOSSES = ("auto", "spread", "cross_entropy")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adam", "radam", "sgd")
 SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
-BACKBONES = ("resnet", "simple")
-ROUTINGS = ("em", "heinsen", "attention", "none")
 SWITCH = ("on", "off", "auto")
 """Parameters of earlier runs say auto, which is on."""
 CLUSTERS = ("tf_config", "slurm")
@@ -100,47 +97,46 @@ class RunConfig:
         "Hinton et al. 2018), or degrees such as azimuth:-67..67 or azimuth:300..40,elevation:45..90 (both must hold)",
     )
 
-    network: str = _option("matrix_capsules", "network", "architecture", NETWORKS)
+    network: str = _option("matrix_capsules", "network", "architecture", tuple(NETWORKS))
     A: int = _option(64, "network", "channels of ReLU Conv1")
     B: int = _option(8, "network", "types of primary capsules")
     C: int = _option(16, "network", "types of the first convolutional capsules")
     D: int = _option(16, "network", "types of the second convolutional capsules")
     iter_routing: int = _option(
-        0, "network", "routing iterations; 0 for the published number: 2, and 3 for Heinsen's routing"
+        0, "network", "routing iterations (also --num_routing); 0 for the published number: 2, and 3 for Heinsen's routing"
     )
     final_lambda: float = _option(0.01, "network", "inverse temperature that the routing iterations approach")
     epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite")
     weight_reg: float = _option(2e-7, "network", "L2 penalty on kernels and capsule weights")
-    dropout: float = _option(0.5, "network", "share of units dropped in the dense layer of cnn_baseline")
-    num_routing: int = _option(2, "network", "routing iterations of attention")
+    dropout: float = _option(0.5, "network", "share of units dropped in the dense layer")
     sequential_routing: bool = _option(
-        False, "network", "attention: each layer finishes its iterations before the next; otherwise all route at once"
+        False, "network", "each layer finishes its iterations before the next; otherwise all route at once"
     )
     backbone: str = _option("resnet", "network", "what stands below attention's capsules", BACKBONES)
     config_path: str = _option(
         "cifar10", "network", "attention's capsule layers: cifar10 or cifar100 (both published), or a JSON file"
     )
     capsule_dropout: float = _option(
-        0.0, "network", "attention, conv_capsules: share of the elements of capsules' poses dropped"
+        0.0, "network", "share of the elements of capsules' poses dropped"
     )
     part_noise: float = _option(
         0.0,
         "network",
-        "heinsen_norb: deviation of the part capsules' biases at the start; 0 as published, 0.5 learns sooner",
+        "deviation of the part capsules' biases at the start; 0 as published, 0.5 learns sooner",
     )
     routing: str = _option(
-        "em", "network", "of conv_capsules; none: the same convolutions, averaged, without capsules", ROUTINGS
+        "em", "network", "what routes the class capsules; none: the same convolutions, averaged, without capsules", ROUTINGS
     )
     convolutions: str = _option(
-        "16k5s2,32,48s2,64s2", "network", "of conv_capsules: channels, k and kernel side [3], s and stride [1], of each"
+        "16k5s2,32,48s2,64s2", "network", "of each convolution channels, k and kernel side [3], s and stride [1]"
     )
-    capsules: int = _option(8, "network", "conv_capsules: types of part capsules at each position")
-    coordinates: bool = _option(False, "network", "conv_capsules with em: votes carry the position of their part")
+    capsules: int = _option(8, "network", "types of part capsules at each position")
+    coordinates: bool = _option(False, "network", "with --routing=em: votes carry the position of their part")
     votes_mib: int = _option(
         0,
         "network",
-        "matrix_capsules, heinsen_norb, attention, conv_capsules: MiB of votes that a layer holds at a time; 0: what "
-        "suits a CPU's cache, 4, 4, 16 and 4; raise it on an accelerator",
+        "MiB of votes that a layer holds at a time; 0: what suits a CPU's cache, 4, and 16 of attention; raise it on an "
+        "accelerator",
     )
 
     batch_size: int = _option(64, "optimisation", "examples in a step, over all devices and hosts together")
@@ -148,7 +144,7 @@ class RunConfig:
     loss: str = _option(
         "auto",
         "optimisation",
-        "spread or cross_entropy; auto: spread for matrix_capsules, else cross_entropy",
+        "spread or cross_entropy; auto: what the network was published with",
         LOSSES,
     )
     optimizer: str = _option(
@@ -217,7 +213,7 @@ class RunConfig:
             if choices and value not in choices:
                 raise UserError(f"{option.name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
         positive = (
-            *("A", "B", "C", "D", "capsules", "num_routing", "batch_size", "epoch", "num_gpus"),
+            *("A", "B", "C", "D", "capsules", "batch_size", "epoch", "num_gpus"),
             *("log_every", "keep_checkpoints"),
             *("final_lambda", "epsilon", "lrn_rate", "lrn_decay", "lrn_decay_steps", "margin_steps"),
         )
@@ -253,20 +249,36 @@ class RunConfig:
 
     @property
     def routing_iterations(self) -> int:
-        """Iterations of the network's routing; 1 for a network that has none, or whose routing decides."""
-        if self.network == "attention":
-            return self.num_routing
-        return self.iter_routing or ROUTING_ITERATIONS.get(self.network, 1)
+        """Iterations of the network's routing; 0 for a network that has none, or whose builder decides."""
+        return self.iter_routing or NETWORKS[self.network].iterations
 
     @property
     def uses_spread_loss(self) -> bool:
         """Whether the loss is the spread loss, by name or as the network's own."""
-        return self.loss == "spread" or (self.loss == "auto" and self.network == "matrix_capsules")
+        return self.loss == "spread" or (self.loss == "auto" and NETWORKS[self.network].loss == "spread")
 
     @property
     def uses_xla(self) -> bool:
         """Whether XLA compiles what a network computes from its first routing on."""
         return self.jit_compile != "off"
+
+    def check_given(self, names: Iterable[str]) -> None:
+        """Refuses options that were given by name, although the network does not read them.
+
+        Raises:
+            UserError: naming the networks that do.
+
+        Example:
+            >>> RunConfig(network="cnn_baseline", B=4).check_given(["B"])
+            Traceback (most recent call last):
+            caps_tf.errors.UserError: cnn_baseline does not read --B: leave it out, or train matrix_capsules
+        """
+        groups = {option.name: option.metadata["group"] for option in dataclasses.fields(self)}
+        for name in names:
+            if groups[name] == "network" and name != "network" and self.network not in readers(name):
+                raise UserError(
+                    f"{self.network} does not read --{name}: leave it out, or train {' or '.join(readers(name))}"
+                )
 
     def drop_epochs(self) -> tuple[int, ...]:
         """The epochs after which schedule=steps lowers the learning rate, increasing."""
@@ -338,6 +350,10 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error}): mend it, or train anew") from None
     if not isinstance(params, dict):
         raise UserError(f"{path}: expected an object of parameters, not {type(params).__name__}")
+    # Runs before attention took its iterations from iter_routing, which it did not read.
+    num_routing = params.pop("num_routing", None)
+    if num_routing is not None and params.get("network") == "attention":
+        params["iter_routing"] = num_routing
     unknown = sorted(set(params) - {option.name for option in dataclasses.fields(RunConfig)})
     if unknown:
         raise UserError(f"{path}: this version has no parameter {unknown[0]!r}: use the version that wrote it")

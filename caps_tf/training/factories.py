@@ -6,15 +6,20 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
-from caps_tf import models
 from caps_tf.errors import UserError
 from caps_tf.layers import CapsuleLayer
 from caps_tf.losses import spread_loss
+from caps_tf.networks import NETWORKS
 from caps_tf.training.config import RunConfig
 from caps_tf.training.steps import LossFunction
 
-LOGIT_NETWORKS = ("heinsen_norb", "heinsen_sst", "attention", "conv_capsules")
-"""Networks whose scores are logits; the others' are between 0 and 1."""
+_EXAMPLE_SHAPE = {"image": lambda shape: [shape], "embedding": lambda shape: shape[1:]}
+"""What a builder is called with of the shape of a feature: an image's shape; depth and width of a sentence's embeddings."""
+_VALUES = {
+    "iter_routing": lambda config: config.routing_iterations,
+    "votes_mib": lambda config: config.votes_mib * 2**20,
+}
+"""Values of builders' arguments that are not those of the flags; 0 MiB leaves the builder its own."""
 
 
 def make_model(
@@ -33,54 +38,14 @@ def make_model(
     Raises:
         UserError: if the data lack what the network reads, or images are too small for it.
     """
-    regularized = {"weight_reg": config.weight_reg, "dtype": config.precision}
-    routed = {"iterations": config.routing_iterations, **regularized}
-    if config.network == "heinsen_sst":
-        _, depth, width = _shape_of("embedding", input_shapes, config)
-        return models.heinsen_sst(depth, width, num_classes, **routed)
-    bound = {"votes_at_a_time": config.votes_mib * 2**20} if config.votes_mib else {}
-    image_shape = _shape_of("image", input_shapes, config)
-    if config.network == "cnn_baseline":
-        return models.cnn_baseline(image_shape, num_classes, dropout=config.dropout, **regularized)
-    if config.network == "heinsen_norb":
-        return models.heinsen_norb(image_shape, num_classes, part_noise=config.part_noise, **routed, **bound)
-    if config.network == "conv_capsules":
-        return models.conv_capsules(
-            image_shape,
-            num_classes,
-            routing=config.routing,
-            convolutions=config.convolutions,
-            capsules=config.capsules,
-            coordinates=config.coordinates,
-            dropout=config.capsule_dropout,
-            iterations=config.iter_routing,
-            **regularized,
-            **bound,
-        )
-    if config.network == "attention":
-        return models.attention_capsules(
-            image_shape,
-            num_classes,
-            config=config.config_path,
-            backbone=config.backbone,
-            num_routing=config.routing_iterations,
-            sequential_routing=config.sequential_routing,
-            dropout=config.capsule_dropout,
-            dtype=config.precision,
-            **bound,
-        )
-    return models.matrix_capsules(
-        image_shape,
-        num_classes,
-        A=config.A,
-        B=config.B,
-        C=config.C,
-        D=config.D,
-        final_lambda=config.final_lambda,
-        epsilon=config.epsilon,
-        **routed,
-        **bound,
-    )
+    network = NETWORKS[config.network]
+    shape = _EXAMPLE_SHAPE[network.reads](_shape_of(network.reads, input_shapes, config))
+    arguments = {
+        argument: _VALUES[flag](config) if flag in _VALUES else getattr(config, flag)
+        for flag, argument in network.flags.items()
+        if flag != "votes_mib" or config.votes_mib
+    }
+    return network.load()(*shape, num_classes, dtype=config.precision, **arguments)
 
 
 def _shape_of(
@@ -97,7 +62,7 @@ def _shape_of(
 def make_loss(config: RunConfig) -> LossFunction:
     """Returns the loss of each example as a function of labels or soft targets, scores and margin."""
     loss = spread if config.uses_spread_loss else cross_entropy
-    return functools.partial(loss, from_logits=config.network in LOGIT_NETWORKS)
+    return functools.partial(loss, from_logits=NETWORKS[config.network].logits)
 
 
 def cross_entropy(labels: tf.Tensor, scores: tf.Tensor, margin: tf.Tensor, from_logits: bool = False) -> tf.Tensor:
