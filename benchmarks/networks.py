@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+import caps_tf.networks
 from caps_tf import models
 from caps_tf.layers import HeinsenRouting, HeinsenVectorRouting
 from caps_tf.losses import spread_loss
@@ -38,16 +39,24 @@ def cross_entropy_of_probabilities(labels, scores):
     return keras.losses.sparse_categorical_crossentropy(labels, scores)
 
 
+def own_loss(network: str):
+    """The loss that train_val.py takes for a network by itself."""
+    entry = caps_tf.networks.NETWORKS[network]
+    if entry.loss == "spread":
+        return spread
+    return cross_entropy if entry.logits else cross_entropy_of_probabilities
+
+
 def matrix_capsules(iterations: int, image_size: int = 32, dtype: str | None = None, **sizes: int) -> Network:
     shape = (image_size, image_size, 1)
     model = models.matrix_capsules(shape, 5, iterations=iterations, weight_reg=WEIGHT_REG, dtype=dtype, **sizes)
-    return Network(model, spread, 5)
+    return Network(model, own_loss("matrix_capsules"), 5)
 
 
 def heinsen_norb(image_size: int = 96, iterations: int = 3, dtype: str | None = None, **sizes: int) -> Network:
     shape = (image_size, image_size, 2)
     model = models.heinsen_norb(shape, 5, iterations=iterations, weight_reg=WEIGHT_REG, dtype=dtype, **sizes)
-    return Network(model, cross_entropy, 5)
+    return Network(model, own_loss("heinsen_norb"), 5)
 
 
 def heinsen_sst(tokens: int = 25, depth: int = 37, width: int = 1280, dtype: str | None = None, **sizes: int) -> Network:
@@ -57,7 +66,7 @@ def heinsen_sst(tokens: int = 25, depth: int = 37, width: int = 1280, dtype: str
         "embedding": keras.Input((tokens, depth, width), name="embedding"),
         "mask": keras.Input((tokens,), name="mask"),
     }
-    return Network(keras.models.clone_model(model, input_tensors=inputs), cross_entropy, 2)
+    return Network(keras.models.clone_model(model, input_tensors=inputs), own_loss("heinsen_sst"), 2)
 
 
 def attention(
@@ -67,12 +76,12 @@ def attention(
         (32, 32, 3), 10, num_routing=iterations, sequential_routing=sequential, votes_at_a_time=votes_mib * 2**20,
         dtype=dtype, **options,
     )  # fmt: skip
-    return Network(model, cross_entropy, 10)
+    return Network(model, own_loss("attention"), 10)
 
 
 def cnn_baseline(image_size: int = 32, dtype: str | None = None) -> Network:
     model = models.cnn_baseline((image_size, image_size, 1), 5, weight_reg=WEIGHT_REG, dtype=dtype)
-    return Network(model, cross_entropy_of_probabilities, 5)
+    return Network(model, own_loss("cnn_baseline"), 5)
 
 
 def heinsen_routing(

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tests.small_norb import TINY, run_script
+from tests.small_norb import SMALL_DATA, TINY, run_script
 
 
 def train(storage, name, *flags, **options):
     """Trains a new run; returns its directory."""
-    process = run_script("train_val.py", *TINY, f"--storage={storage}", f"--name={name}", *flags, **options)
+    small = SMALL_DATA if any(flag.startswith("--network=") for flag in flags) else TINY
+    process = run_script("train_val.py", *small, f"--storage={storage}", f"--name={name}", *flags, **options)
     return Path(re.search(r"^trained: (.*)$", process.stdout, re.MULTILINE).group(1))
 
 

@@ -13,10 +13,12 @@ from caps_tf.data import norb_format
 ROOT = Path(__file__).parent.parent
 
 # 240 training pairs (one instance of five held out), both views, 17 pixels: the smallest image the network takes.
-TINY = (
-    *("--dataset=smallNORB", "--image_size=17", "--resize=0", "--A=4", "--B=2", "--C=3", "--D=3"),
-    *("--val_instances=9", "--batch_size=32", "--jit_compile=off", "--log_every=5", "--margin_steps=5"),
+SMALL_DATA = (
+    *("--dataset=smallNORB", "--image_size=17", "--resize=0", "--val_instances=9", "--batch_size=32"),
+    *("--jit_compile=off", "--log_every=5", "--margin_steps=5"),
 )
+TINY = (*SMALL_DATA, "--A=4", "--B=2", "--C=3", "--D=3")
+"""The same with few matrix capsules; other networks refuse these flags."""
 
 
 def write_small_norb(directory, size=(24, 24), elevations=(0, 1, 8), azimuths=(0, 4, 16, 34), seed=0):

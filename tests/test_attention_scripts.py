@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.coloured_folder import write_coloured_folder
-from tests.small_norb import TINY, expect_one_line, run_script
+from tests.small_norb import SMALL_DATA, expect_one_line, run_script
 
 CONFIG = {
     "backbone": {"output_dim": 8, "kernel_size": 3, "stride": 2, "padding": 1},
@@ -61,7 +61,7 @@ def test_em_routing_trains_on_colour_images(folder, tmp_path):
 
 
 def test_attention_trains_on_norb(storage, config_path):
-    flags = [flag for flag in TINY if not flag.startswith("--margin_steps")]
+    flags = [flag for flag in SMALL_DATA if not flag.startswith("--margin_steps")]
     _, losses = train(
         storage, *flags, "--network=attention", f"--config_path={config_path}", "--backbone=simple", "--epoch=1"
     )

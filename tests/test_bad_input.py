@@ -33,6 +33,8 @@ def test_unconverted_data_names_the_command_to_run(tmp_path):
         (["--params_path=missing.json"], ["missing.json"]),
         (["--load_dir=no/such/run"], ["no/such/run"]),
         (["stray"], ["stray"]),
+        (["--dropout=0.3"], ["matrix_capsules does not read --dropout", "cnn_baseline"]),
+        (["--part_noise=0.5"], ["matrix_capsules does not read --part_noise", "heinsen_norb"]),
     ],
 )
 def test_bad_flags_get_one_clear_line(storage, flags, words):

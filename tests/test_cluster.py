@@ -8,7 +8,7 @@ import pytest
 from caps_tf.training.checkpoints import list_checkpoints
 from tests.clusters import Cluster, free_ports
 from tests.runs import assert_learned_the_same, assert_same_weights, log_lines, train, weights
-from tests.small_norb import TINY, expect_one_line, run_script
+from tests.small_norb import SMALL_DATA, TINY, expect_one_line, run_script
 
 # Without dropout, whose masks depend on how many devices draw them.
 SLOW = ("--network=cnn_baseline", "--dropout=0", "--lrn_rate=1e-5", "--checkpoint_every=4", "--log_every=2")
@@ -47,7 +47,7 @@ def test_workers_learn_and_judge_what_one_process_does_and_their_checkpoints_ser
     # 32 examples are 11 + 11 + 10 for three workers; 37 leave a last batch of 8, filled up to 37.
     begun_alone = train(storage, f"then{size}", *SLOW, "--epoch=1")
     with Cluster(size) as cluster:
-        flags = (*TINY, *SLOW, f"--storage={storage}", f"--name=workers{size}_{{index}}", "--epoch=1")
+        flags = (*SMALL_DATA, *SLOW, f"--storage={storage}", f"--name=workers{size}_{{index}}", "--epoch=1")
         cluster.start("train_val.py", *flags)
         cluster.end()
         assert not list((storage / "logs" / "smallNORB").glob(f"*_workers{size}_1"))
@@ -83,7 +83,7 @@ def test_three_devices_judge_every_example_once(storage, alone, record_property)
 def together(storage):
     """Two epochs of two workers that nobody disturbed."""
     with Cluster(2) as cluster:
-        cluster.start("train_val.py", *TINY, *SLOW, f"--storage={storage}", "--name=calm{index}", "--epoch=2")
+        cluster.start("train_val.py", *SMALL_DATA, *SLOW, f"--storage={storage}", "--name=calm{index}", "--epoch=2")
         cluster.end()
     return run_directory(storage, "calm0")
 
@@ -95,7 +95,7 @@ def test_when_one_is_killed_the_others_stop_with_one_line_and_the_restarted_clus
 ):
     name = f"victim{victim}_"
     with Cluster(2) as cluster:
-        cluster.start("train_val.py", *TINY, *SLOW, f"--storage={storage}", f"--name={name}{{index}}", "--epoch=2")
+        cluster.start("train_val.py", *SMALL_DATA, *SLOW, f"--storage={storage}", f"--name={name}{{index}}", "--epoch=2")
         cluster.wait_until(lambda: last_step(storage, f"{name}0") >= 10)
         cluster.workers[victim].kill()
         printed, seconds = cluster.end(code=1, timeout=150)
@@ -115,7 +115,7 @@ def test_when_one_is_killed_the_others_stop_with_one_line_and_the_restarted_clus
 @pytest.mark.campaign
 def test_sigterm_to_one_worker_saves_and_stops_all_of_them_at_one_step(storage, together, record_property):
     with Cluster(2) as cluster:
-        cluster.start("train_val.py", *TINY, *SLOW, f"--storage={storage}", "--name=preempted{index}", "--epoch=2")
+        cluster.start("train_val.py", *SMALL_DATA, *SLOW, f"--storage={storage}", "--name=preempted{index}", "--epoch=2")
         cluster.wait_until(lambda: last_step(storage, "preempted0") >= 6)
         cluster.workers[1].send_signal(signal.SIGTERM)
         printed, seconds = cluster.end(code=143)
@@ -138,7 +138,7 @@ def test_the_tasks_of_a_slurm_job_step_train_together(storage, alone):
         "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2",
     }
     tasks = [{**variables, "SLURM_PROCID": str(index)} for index in range(2)]
-    flags = (*TINY, *SLOW, f"--storage={storage}", "--name=slurm{index}", "--epoch=2", "--cluster=slurm")
+    flags = (*SMALL_DATA, *SLOW, f"--storage={storage}", "--name=slurm{index}", "--epoch=2", "--cluster=slurm")
     with Cluster(2) as cluster:
         cluster.start("train_val.py", *flags, environments=tasks)
         cluster.end()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.clusters import Cluster
 from tests.runs import assert_same_weights, log_lines, train, weights
-from tests.small_norb import TINY, run_script
+from tests.small_norb import SMALL_DATA, TINY, run_script
 from tests.test_attention_scripts import CONFIG
 
 SHARES = ("routing_entropy", "parents_off", "parents_on", "activation_mean", "activation_deviation", "variance_floor")
@@ -56,7 +56,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_gauges(storage, watched):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_gauges_of_heinsens_network(storage, devices):
-    flags = [flag for flag in TINY if not flag.startswith(("--margin_steps", "--image_size", "--resize"))]
+    flags = [flag for flag in SMALL_DATA if not flag.startswith(("--margin_steps", "--image_size", "--resize"))]
     flags += ["--network=heinsen_norb", "--resize=32", "--image_size=29", "--views=stereo", "--log_every=7"]
     found = train(storage, f"heinsen{devices}", *flags, f"--num_gpus={devices}", "--epoch=1", "--routing_gauges")
     for line in read_gauges(found):

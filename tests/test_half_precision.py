@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from caps_tf.errors import UserError
 from caps_tf.training import trainer as trainer_module
-from caps_tf.training.config import NETWORKS, RunConfig
+from caps_tf.networks import NETWORKS
+from caps_tf.training.config import RunConfig
 from caps_tf.training.trainer import Trainer, TrainingData
 
 BATCH, STEPS, CLASSES = 8, 6, 3

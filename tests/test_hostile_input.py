@@ -28,7 +28,7 @@ from caps_tf.training.failures import explained
 from caps_tf.training.logs import TrainingLog
 from caps_tf.training.trainer import Trainer
 from tests.coloured_folder import write_coloured_folder
-from tests.small_norb import TINY, expect_one_line, run_script, write_small_norb
+from tests.small_norb import SMALL_DATA, TINY, expect_one_line, run_script, write_small_norb
 from tests.test_checkpoints import make_checkpoints
 
 
@@ -465,7 +465,7 @@ def test_what_may_not_be_read_or_written_is_named(forbidden, record_property):
 def test_a_storage_that_is_a_file_is_one_line(tmp_path, storage, record_property):
     (tmp_path / "data").symlink_to(storage / "data")
     (tmp_path / "logs").write_text("a file where a directory is wanted")
-    process = run_script("train_val.py", *TINY, "--network=cnn_baseline", f"--storage={tmp_path}", check=False)
+    process = run_script("train_val.py", *SMALL_DATA, "--network=cnn_baseline", f"--storage={tmp_path}", check=False)
     expect_one_line(process, str(tmp_path / "logs"), "cannot be written")
     record_property("inputs refused", 1)
 

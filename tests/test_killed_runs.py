@@ -9,12 +9,12 @@ import tensorflow as tf
 from caps_tf.training.checkpoints import list_checkpoints
 from tests.killing import Run, told_apart_from_time
 from tests.runs import assert_same_weights, weights
-from tests.small_norb import TINY
+from tests.small_norb import SMALL_DATA
 
 # 15 steps an epoch. Dropout, augmentation, and a rate and a momentum that change with every step; a checkpoint comes in
 # the middle of a window of the log.
 FLAGS = (
-    *(*TINY, "--network=cnn_baseline", "--optimizer=radam", "--schedule=one_cycle", "--lrn_rate=1e-3"),
+    *(*SMALL_DATA, "--network=cnn_baseline", "--optimizer=radam", "--schedule=one_cycle", "--lrn_rate=1e-3"),
     *("--mixup=0.2", "--log_every=2", "--checkpoint_every=5", "--keep_checkpoints=3"),
 )
 STEPS_PER_EPOCH, BETWEEN_CHECKPOINTS = 15, 5

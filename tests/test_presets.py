@@ -74,6 +74,12 @@ def test_flags_overrule_the_preset_wherever_they_stand_and_the_preset_the_defaul
         assert (config.seed, config.storage) == (0, ".")
 
 
+def test_iterations_have_two_names_and_one_value():
+    for name in ("--iter_routing", "--num_routing"):
+        assert resolve("--preset=tsai2020_cifar10", f"{name}=3").routing_iterations == 3
+    assert resolve("--num_routing=1").routing_iterations == 1
+
+
 def test_the_list_has_a_line_for_each_preset_with_its_summary():
     lines = run_script("train_val.py", "--preset=list").stdout.splitlines()
     presets = list_presets()
