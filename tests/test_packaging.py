@@ -1,5 +1,7 @@
 """The three lists of dependencies say the same."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -27,3 +29,26 @@ def test_the_other_backends_are_tested_with_the_same_versions():
     for backend in ("jax", "torch"):
         included, version = (ROOT / f"requirements-{backend}.txt").read_text().splitlines()
         assert included == "-r requirements-backends.txt" and version.startswith(f"{backend}>=")
+
+
+PUBLIC = """
+import sys
+import caps_tf
+assert "keras" not in sys.modules and "tensorflow" not in sys.modules, "flags would wait for Keras"
+for name in caps_tf.__all__:
+    part = getattr(caps_tf, name)
+    missing = [each for each in getattr(part, "__all__", ()) if not hasattr(part, each)]
+    assert not missing, missing
+assert callable(caps_tf.layers.EMConvCapsules) and callable(caps_tf.routing.heinsen_routing)
+assert set(caps_tf.__all__) <= set(dir(caps_tf))
+try:
+    caps_tf.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+print(caps_tf.__version__)
+"""
+
+
+def test_the_parts_of_the_library_are_attributes_of_it_and_loaded_at_first_use():
+    said = subprocess.run([sys.executable, "-c", PUBLIC], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip().count(".") == 2

@@ -21,7 +21,31 @@ The letters of every einsum in this library:
 
 from caps_tf.routing.credit import end_to_end_credit
 from caps_tf.routing.em import em_routing
+from caps_tf.routing.heinsen import StoredSharedVotes, StoredVotes, heinsen_routing
 from caps_tf.routing.heinsen_vectors import efficient_vector_routing, route_vectors
+from caps_tf.routing.inverted_attention import (
+    first_parents,
+    next_parents,
+    route_concurrently,
+    route_sequentially,
+    routing_weights,
+    shared_parents,
+)
 from caps_tf.routing.neighbourhood import Neighbourhood
 
-__all__ = ["Neighbourhood", "efficient_vector_routing", "em_routing", "end_to_end_credit", "route_vectors"]
+__all__ = [
+    "Neighbourhood",
+    "StoredSharedVotes",
+    "StoredVotes",
+    "efficient_vector_routing",
+    "em_routing",
+    "end_to_end_credit",
+    "first_parents",
+    "heinsen_routing",
+    "next_parents",
+    "route_concurrently",
+    "route_sequentially",
+    "route_vectors",
+    "routing_weights",
+    "shared_parents",
+]
