@@ -1,6 +1,6 @@
 # `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests; `make test-backends`
 # those of the layers and networks on JAX and PyTorch; `make campaign` kills runs, breaks clusters and damages input in
-# full, and prints its counts. All of them install first.
+# full, and prints its counts; `make lint` checks format and style, `make format` makes them so. All install first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ BACKEND_TESTS := tests/test_em_routing.py tests/test_heinsen_routing.py tests/te
 CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py cluster.py half_precision.py growth.py \
   download.py norb_format.py convert.py import_weights.py memory.py finite_routing.py)
 
-.PHONY: demo test test-backends test-jax test-torch campaign install clean
+.PHONY: demo test test-backends test-jax test-torch campaign lint format install clean
 
 install: $(VENV)/installed
 
@@ -41,5 +41,18 @@ $(VENV)-%/installed: requirements-%.txt requirements-backends.txt
 	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-$*.txt
 	touch $@
 
+lint: $(VENV)-lint/installed
+	$(VENV)-lint/bin/ruff check .
+	$(VENV)-lint/bin/ruff format --check .
+
+format: $(VENV)-lint/installed
+	$(VENV)-lint/bin/ruff check --fix .
+	$(VENV)-lint/bin/ruff format .
+
+$(VENV)-lint/installed: requirements-lint.txt
+	$(PYTHON) -m venv $(VENV)-lint
+	$(VENV)-lint/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lint.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-jax $(VENV)-torch
+	rm -rf $(VENV) $(VENV)-jax $(VENV)-torch $(VENV)-lint

@@ -31,7 +31,9 @@ from caps_tf.presets import list_presets, load_preset
 from caps_tf.training.config import RunConfig, load_params, save_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "continue the run in this directory, with its parameters")
-CKPT_NAME = flags.DEFINE_string("ckpt_name", "latest", "with --load_dir: continue from latest, best, or a name (step-100)")
+CKPT_NAME = flags.DEFINE_string(
+    "ckpt_name", "latest", "with --load_dir: continue from latest, best, or a name (step-100)"
+)
 PARAMS_PATH = flags.DEFINE_string("params_path", None, "take the parameters of a new run from this params.json")
 RESET = flags.DEFINE_bool("reset", False, "with --load_dir: delete its checkpoints and logs and start over")
 
@@ -55,9 +57,7 @@ def define_flags() -> None:
         metadata, read_by = option.metadata, readers(option.name)
         text = metadata["help"] + (f" ({', '.join(read_by)})" if read_by else "")
         if metadata["choices"]:
-            flags.DEFINE_enum(
-                option.name, option.default, metadata["choices"], text, module_name=metadata["group"]
-            )
+            flags.DEFINE_enum(option.name, option.default, metadata["choices"], text, module_name=metadata["group"])
         else:
             kinds[option.type](option.name, option.default, text, module_name=metadata["group"])
         flags.declare_key_flag(option.name)

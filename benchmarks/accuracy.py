@@ -109,7 +109,13 @@ def run(preset: str, seed: int, arguments: argparse.Namespace) -> Result:
         subprocess.CalledProcessError: if a script fails.
     """
     where, start = _where(), time.monotonic()
-    flags = (f"--preset={preset}", *_places(arguments), *arguments.flags, f"--seed={seed}", f"--name={preset}_seed{seed}")
+    flags = (
+        f"--preset={preset}",
+        *_places(arguments),
+        *arguments.flags,
+        f"--seed={seed}",
+        f"--name={preset}_seed{seed}",
+    )
     told = _script("train_val.py", *flags)
     seconds = time.monotonic() - start
     directory = Path(re.search(r"^trained: (.*)$", told, re.MULTILINE)[1])

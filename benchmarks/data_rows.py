@@ -104,7 +104,9 @@ def _config(row: Row, full: bool):
     encoding = row.options["encoding"]
     directory = _rendered(encoding, full)
     if not (directory / "tfrecord" / "dataset_info.json").exists():
-        _script("data/convert_to_tfrecord.py", f"--data_dir={directory}", f"--encoding={encoding}", "--dataset=renderedNORB")
+        _script(
+            "data/convert_to_tfrecord.py", f"--data_dir={directory}", f"--encoding={encoding}", "--dataset=renderedNORB"
+        )
     options = {"dataset": "renderedNORB", "data_dir": str(directory), "batch_size": row.batch, "val_prop": 0.0}
     if row.options.get("pairs"):
         options |= {"network": "heinsen_norb", "views": "stereo", "image_size": "96", "pad": 16, "augment": "crop"}

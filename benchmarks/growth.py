@@ -72,7 +72,14 @@ def measure_growth(path: Path, small: bool, settings: Settings) -> None:
             if figures is None:
                 continue
             memory = float(figures["peak_of_steps_mib"] or figures["peak_mib"]) - float(figures["before_mib"])
-            line = {"network": network, "axis": axis, "value": value, **figures, "memory_mib": round(memory, 1), **place}
+            line = {
+                "network": network,
+                "axis": axis,
+                "value": value,
+                **figures,
+                "memory_mib": round(memory, 1),
+                **place,
+            }
             print(json.dumps(line), flush=True)
             writer.writerow(line)
             file.flush()
@@ -89,11 +96,15 @@ def draw(source: Path, target: Path) -> None:
     if not lines:
         raise SystemExit(f"error: {source} holds no measurement: run python -m benchmarks.growth first")
     busy = max(float(line["load"] or 0) for line in lines)
-    state = f"preliminary: others used up to {busy:.1f} cores meanwhile" if busy > 0.1 else "measured on an idle machine"
+    state = (
+        f"preliminary: others used up to {busy:.1f} cores meanwhile" if busy > 0.1 else "measured on an idle machine"
+    )
     figure = new_figure(13, 6, f"A training step as its work grows ({lines[0]['machine']}; {state})")
     grid = figure.subplots(2, len(AXES), squeeze=False)
     for column, axis in enumerate(AXES):
-        for (quantity, label), axes in zip((("seconds", "seconds a step"), ("memory_mib", "MiB")), grid[:, column], strict=True):
+        for (quantity, label), axes in zip(
+            (("seconds", "seconds a step"), ("memory_mib", "MiB")), grid[:, column], strict=True
+        ):
             for color, network in zip(COLORS, NETWORKS, strict=False):
                 found = [line for line in lines if (line["network"], line["axis"]) == (network, axis)]
                 if found:

@@ -59,7 +59,9 @@ def heinsen_norb(image_size: int = 96, iterations: int = 3, dtype: str | None = 
     return Network(model, own_loss("heinsen_norb"), 5)
 
 
-def heinsen_sst(tokens: int = 25, depth: int = 37, width: int = 1280, dtype: str | None = None, **sizes: int) -> Network:
+def heinsen_sst(
+    tokens: int = 25, depth: int = 37, width: int = 1280, dtype: str | None = None, **sizes: int
+) -> Network:
     model = models.heinsen_sst(depth, width, 2, weight_reg=WEIGHT_REG, dtype=dtype, **sizes)
     # The number of tokens is open in the network; here it is known.
     inputs = {

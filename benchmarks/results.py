@@ -100,7 +100,11 @@ def _about(results: dict[str, Result]) -> list[str]:
         busy = max(float(result["load"] or 0) for result in of_sitting)
         gflops, bandwidth = of_sitting[0]["matmul_gflops"], of_sitting[0]["bandwidth_gbs"]
         names = "all rows" if len(lines) == 1 else ", ".join(result["name"] for result in of_sitting)
-        state = f"**preliminary, on a busy machine (others used up to {busy:.1f} cores)**" if busy > BUSY else "the machine was idle"
+        state = (
+            f"**preliminary, on a busy machine (others used up to {busy:.1f} cores)**"
+            if busy > BUSY
+            else "the machine was idle"
+        )
         told.append(
             f"- {names}: {date}, commit {commit}, {machine}; {versions}; {state}. Ceilings: {gflops} GFLOP/s, "
             f"{bandwidth} GB/s."

@@ -180,8 +180,20 @@ DATA_ROWS = (
     Row("convert_raw", "converter, raw", "convert", options={"encoding": "raw"}),
     Row("input_png", "input pipeline, PNG, 32x32 of 48x48", "input", options={"encoding": "png"}, batch=64),
     Row("input_raw", "input pipeline, raw, 32x32 of 48x48", "input", options={"encoding": "raw"}, batch=64),
-    Row("input_png_96", "input pipeline, PNG, pairs of 96x96", "input", options={"encoding": "png", "pairs": True}, batch=20),
-    Row("input_raw_96", "input pipeline, raw, pairs of 96x96", "input", options={"encoding": "raw", "pairs": True}, batch=20),
+    Row(
+        "input_png_96",
+        "input pipeline, PNG, pairs of 96x96",
+        "input",
+        options={"encoding": "png", "pairs": True},
+        batch=20,
+    ),
+    Row(
+        "input_raw_96",
+        "input pipeline, raw, pairs of 96x96",
+        "input",
+        options={"encoding": "raw", "pairs": True},
+        batch=20,
+    ),
     Row("input_wait", "share of training that waits for images (EM, 1 iteration, PNG)", "wait", batch=64),
 )
 

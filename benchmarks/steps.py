@@ -79,9 +79,7 @@ def _tensorflow_step(network, batch, precision, jit_compile):
     strategy = tf.distribute.get_strategy()
     optimizer = make_optimizer(config, steps_per_epoch=1000)
     optimizer.build(network.model.trainable_variables)
-    train_step = make_train_step(
-        strategy, network.model, optimizer, _of_margin(network), batch, config.uses_xla
-    )
+    train_step = make_train_step(strategy, network.model, optimizer, _of_margin(network), batch, config.uses_xla)
     margin, stop = tf.constant(0.2), tf.constant(0.0)
 
     def step(tensors):
@@ -166,7 +164,9 @@ def _jax_forward(network):
         scores, _ = model.stateless_call(trainable, others, inputs, training=False)
         return scores, ops.mean(network.loss(labels, scores))
 
-    state = [[variable.value for variable in group] for group in (model.trainable_variables, model.non_trainable_variables)]
+    state = [
+        [variable.value for variable in group] for group in (model.trainable_variables, model.non_trainable_variables)
+    ]
     return lambda tensors: float(jax.block_until_ready(score(*state, *_split(network, tensors)))[1])
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-
 PREEMPTED = 143
 """Exit code of a script that SIGTERM stopped after it saved its state: 128 + SIGTERM, as shells tell it."""
 
@@ -75,7 +74,9 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
         except OSError as error:
             if error.errno not in _ENVIRONMENT:
                 raise
-            print(f"error: {error.filename or 'the system'}: {error.strerror}: mend that, then try again", file=sys.stderr)
+            print(
+                f"error: {error.filename or 'the system'}: {error.strerror}: mend that, then try again", file=sys.stderr
+            )
             return 1
         except Preempted as notice:
             print(f"stopped by SIGTERM: {notice}", file=sys.stderr)

@@ -79,7 +79,11 @@ def locked(directory: str | os.PathLike, message: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{directory}: {message}") from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # some network file systems have no locks
+            if error.errno not in (
+                errno.ENOLCK,
+                errno.ENOTSUP,
+                errno.ENOSYS,
+            ):  # some network file systems have no locks
                 raise
         yield
     finally:

@@ -63,7 +63,9 @@ class Progress:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = self.done / elapsed
         left = f", {format_duration((self.total - self.done) / rate)} left" if 0 < self.done < self.total else ""
-        text = f"{self.label + ': ' if self.label else ''}{self.done}/{self.total} {self.unit}, {rate:.1f} a second{left}"
+        text = (
+            f"{self.label + ': ' if self.label else ''}{self.done}/{self.total} {self.unit}, {rate:.1f} a second{left}"
+        )
         if self._interactive:
             self._stream.write(f"\r\x1b[K{text}{end}")
         else:

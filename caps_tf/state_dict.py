@@ -194,7 +194,9 @@ def _read_legacy(file: BinaryIO) -> Any:
         storage = storages[key]
         if int.from_bytes(file.read(8), order) != storage.size:
             raise ValueError(f"storage {key} has another size than its tensors expect")
-        storage.elements = _elements(file.read(storage.size * storage.dtype.itemsize), storage.dtype, storage.size, order)
+        storage.elements = _elements(
+            file.read(storage.size * storage.dtype.itemsize), storage.dtype, storage.size, order
+        )
     return state
 
 

@@ -32,7 +32,9 @@ from caps_tf.progress import Progress
 from caps_tf.training.config import parse_size
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("dataset", None, "image folder, converted directory or name, as train_val.py takes it", required=True)
+flags.DEFINE_string(
+    "dataset", None, "image folder, converted directory or name, as train_val.py takes it", required=True
+)
 flags.DEFINE_string("data_dir", "", "where the data set is [<storage>/data/<dataset>]")
 flags.DEFINE_string("storage", ".", "directory that holds data/ and logs/")
 flags.DEFINE_string("viewpoints", "", "familiar viewpoints, as train_val.py takes them; the others are novel")
@@ -71,9 +73,7 @@ def compare_sentences(splits: dict[str, Split], num_classes: int, penalties: lis
     for penalty in penalties:
         predict = logistic_regression(features, labels, num_classes, penalty)
         right = {name: np.mean(predict(pooled[name][0]) == pooled[name][1]) for name in ("train", "validation")}
-        print(
-            f"penalty {penalty:g}: train {right['train']:.2%}, validation {right['validation']:.2%}", file=sys.stderr
-        )
+        print(f"penalty {penalty:g}: train {right['train']:.2%}, validation {right['validation']:.2%}", file=sys.stderr)
         fitted.append((right["validation"], penalty, predict))
     _, penalty, predict = max(fitted, key=lambda each: each[:2])
     test, test_labels = pooled["test"]

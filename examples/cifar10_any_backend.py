@@ -53,7 +53,9 @@ def read_folder(directory: Path, classes: list[str], limit: int | None = None) -
         images = list(pool.map(read, (path for path, _ in files)))
     sizes = {image.shape for image in images}
     if len(sizes) > 1:
-        raise UserError(f"{directory}: images differ in size ({', '.join(map(str, sorted(sizes)))}): resize them to one")
+        raise UserError(
+            f"{directory}: images differ in size ({', '.join(map(str, sorted(sizes)))}): resize them to one"
+        )
     return np.stack(images), np.array([label for _, label in files], "int32")
 
 
@@ -129,7 +131,9 @@ def largest_divisor(number: int, limit: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="image folder: train/<class>/*.png, test/<class>/*.png")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="image folder: train/<class>/*.png, test/<class>/*.png"
+    )
     parser.add_argument("--directory", type=Path, required=True, help="where the log and the weights go")
     parser.add_argument("--config", default="cifar10", help="cifar10, cifar100, or a JSON file")
     parser.add_argument("--backbone", default="resnet", help="resnet or simple")
@@ -141,7 +145,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=350)
     parser.add_argument("--rate", type=float, default=0.1, help="learning rate at the start")
-    parser.add_argument("--drops", type=int, nargs="*", default=[150, 250], help="epochs after which the rate is a tenth")
+    parser.add_argument(
+        "--drops", type=int, nargs="*", default=[150, 250], help="epochs after which the rate is a tenth"
+    )
     parser.add_argument("--weight_decay", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=None, help="images of each class and split, to try things out")
@@ -159,7 +165,9 @@ def main() -> None:
 
     steps = len(images) // options.batch_size
     if not steps:
-        raise UserError(f"{len(images)} training images do not fill a batch of {options.batch_size}: lower --batch_size")
+        raise UserError(
+            f"{len(images)} training images do not fill a batch of {options.batch_size}: lower --batch_size"
+        )
     network = attention_capsules(
         images.shape[1:],
         len(classes),
@@ -192,9 +200,7 @@ def main() -> None:
         # Full batches only; the images left out are others in every epoch.
         order = np.random.default_rng([options.seed, epoch]).permutation(len(images))[: steps * options.batch_size]
         start = time.monotonic()
-        history = model.fit(
-            order.astype("int32"), labels[order], options.batch_size, shuffle=False, verbose=0
-        ).history
+        history = model.fit(order.astype("int32"), labels[order], options.batch_size, shuffle=False, verbose=0).history
         seconds = time.monotonic() - start
         loss, accuracy = model.evaluate(
             test_numbers, test_labels, largest_divisor(len(test_numbers), options.batch_size), verbose=0

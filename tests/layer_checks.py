@@ -43,7 +43,9 @@ def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
     trained = keras.Model(inputs, ops.concatenate(flat, axis=-1))
     trained.compile(keras.optimizers.SGD(1e-3), "mse")
     before = [np.array(weight) for weight in trained.trainable_variables]
-    targets = rng.normal(size=trained.compute_output_shape([array.shape for array in data] if several else data[0].shape))
+    targets = rng.normal(
+        size=trained.compute_output_shape([array.shape for array in data] if several else data[0].shape)
+    )
     trained.fit(data if several else data[0], targets, batch_size=5, epochs=1, verbose=0)
     for old, weight in zip(before, trained.trainable_variables, strict=True):
         assert np.all(np.isfinite(np.array(weight))), weight.path

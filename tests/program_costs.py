@@ -113,7 +113,9 @@ def read_program(text: str) -> dict[str, int]:
     def first_state(name, state):
         """The numbers that a loop starts with. A backward pass finds there how often the loop ran."""
         constants = dict(re.findall(r"%(\S+) = s32\[\] constant\((\d+)\)", computations[name]))
-        values = re.search(rf"%{re.escape(state)} = .* tuple\((.*?)\)(?:, metadata|$)", computations[name], re.MULTILINE)[1]
+        values = re.search(
+            rf"%{re.escape(state)} = .* tuple\((.*?)\)(?:, metadata|$)", computations[name], re.MULTILINE
+        )[1]
         return [int(constants[value]) for value in re.findall(r"s32\[\] %([\w.\-]+)", values) if value in constants]
 
     return dict(zip(("multiplications", "bytes written"), cost(entry), strict=True))
@@ -127,7 +129,9 @@ def _bytes_written(line: str) -> int:
 
 
 def _multiplications(line: str) -> int:
-    found = re.search(r" = \w+\[([\d,]*)\]\S* (dot|convolution)\(\w+\[([\d,]*)\][^,]*(?:,\d+)*\S* %\S+, \w+\[([\d,]*)\]", line)
+    found = re.search(
+        r" = \w+\[([\d,]*)\]\S* (dot|convolution)\(\w+\[([\d,]*)\][^,]*(?:,\d+)*\S* %\S+, \w+\[([\d,]*)\]", line
+    )
     if not found:
         return 0
     output, left, right = (_sizes(found[group]) for group in (1, 3, 4))

@@ -102,7 +102,12 @@ def test_what_is_in_the_file_is_not_run_again_and_a_run_that_is_stopped_adds_not
 
 def test_the_nearest_neighbour_is_measured_on_familiar_and_novel_views_like_a_network(storage, tmp_path):
     output = tmp_path / "accuracy.csv"
-    flags = ("--presets=plain_classifiers", "--dataset=smallNORB", f"--storage={storage}", "--flags=--viewpoints=azimuth")
+    flags = (
+        "--presets=plain_classifiers",
+        "--dataset=smallNORB",
+        f"--storage={storage}",
+        "--flags=--viewpoints=azimuth",
+    )
     process = run(output, *flags, "--seeds=2")
     assert process.returncode == 0, process.stderr[-4000:]
     [each] = results.read(output)

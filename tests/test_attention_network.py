@@ -74,7 +74,9 @@ def test_the_network_learns_with_plain_keras_and_reloads(sequential, tmp_path):
         (12, 12, 1), 2, SMALL, "simple", num_routing=2, sequential_routing=sequential, dropout=0.1
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    jit_compile = "auto" if keras.config.backend() == "jax" else False  # elsewhere, compiling takes longer than training
+    jit_compile = (
+        "auto" if keras.config.backend() == "jax" else False
+    )  # elsewhere, compiling takes longer than training
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=["accuracy"], jit_compile=jit_compile)
     history = model.fit(images, labels, batch_size=16, epochs=12, verbose=0)
     assert max(history.history["accuracy"]) > 0.9

@@ -27,8 +27,22 @@ def run(*flags):
 
 
 def line(name="em_2", **figures):
-    kept = {"name": name, "backend": "tensorflow", "precision": "float32", "seconds": 0.5, "peak_mib": 1000, "load": 0.0}
-    kept |= {"before_mib": 400, "compile_seconds": 3, "per_second": 128.0, "machine": "one", "commit": "abc", "date": "today"}
+    kept = {
+        "name": name,
+        "backend": "tensorflow",
+        "precision": "float32",
+        "seconds": 0.5,
+        "peak_mib": 1000,
+        "load": 0.0,
+    }
+    kept |= {
+        "before_mib": 400,
+        "compile_seconds": 3,
+        "per_second": 128.0,
+        "machine": "one",
+        "commit": "abc",
+        "date": "today",
+    }
     kept |= {"versions": "keras 3", "multiplications": 10**9, "bytes": 10**8, "matmul_gflops": 100, "bandwidth_gbs": 20}
     return {**kept, **figures}
 
@@ -66,7 +80,11 @@ def test_the_layers_alone_have_gradients_for_all_their_weights():
 
 def test_a_new_result_takes_the_place_of_the_old_one_and_of_no_other():
     old = results.merge([], [line("em_2"), line("em_1"), line("em_2", backend="jax")])
-    assert [(each["name"], each["backend"]) for each in old] == [("em_2", "jax"), ("em_1", "tensorflow"), ("em_2", "tensorflow")]
+    assert [(each["name"], each["backend"]) for each in old] == [
+        ("em_2", "jax"),
+        ("em_1", "tensorflow"),
+        ("em_2", "tensorflow"),
+    ]
     new = results.merge(old, [line("em_2", seconds=0.25)])
     assert [each["seconds"] for each in new] == ["0.5", "0.5", "0.25"]
 
@@ -95,7 +113,11 @@ def test_figures_of_a_busy_machine_are_marked_preliminary():
 
 
 def test_the_input_pipeline_is_compared_with_the_fastest_network_that_it_feeds():
-    lines = [line("em_1", per_second=500.0), line("em_2", per_second=100.0), line("input_png", per_second=10_000.0, remark="")]
+    lines = [
+        line("em_1", per_second=500.0),
+        line("em_2", per_second=100.0),
+        line("input_png", per_second=10_000.0, remark=""),
+    ]
     table = results.tables(results.merge([], lines))
     assert "20.0 times what em_1 consumes" in table
 

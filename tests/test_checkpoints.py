@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 from caps_tf.errors import Preempted, UserError
-from caps_tf.training.checkpoints import Checkpoints, find_checkpoints, find_damage, list_checkpoints
 from caps_tf.networks import NETWORKS
+from caps_tf.training.checkpoints import Checkpoints, find_checkpoints, find_damage, list_checkpoints
 from caps_tf.training.config import RunConfig
 from caps_tf.training.factories import make_model
 from caps_tf.training.trainer import Trainer, TrainingData

@@ -95,7 +95,9 @@ def test_when_one_is_killed_the_others_stop_with_one_line_and_the_restarted_clus
 ):
     name = f"victim{victim}_"
     with Cluster(2) as cluster:
-        cluster.start("train_val.py", *SMALL_DATA, *SLOW, f"--storage={storage}", f"--name={name}{{index}}", "--epoch=2")
+        cluster.start(
+            "train_val.py", *SMALL_DATA, *SLOW, f"--storage={storage}", f"--name={name}{{index}}", "--epoch=2"
+        )
         cluster.wait_until(lambda: last_step(storage, f"{name}0") >= 10)
         cluster.workers[victim].kill()
         printed, seconds = cluster.end(code=1, timeout=150)
@@ -115,7 +117,9 @@ def test_when_one_is_killed_the_others_stop_with_one_line_and_the_restarted_clus
 @pytest.mark.campaign
 def test_sigterm_to_one_worker_saves_and_stops_all_of_them_at_one_step(storage, together, record_property):
     with Cluster(2) as cluster:
-        cluster.start("train_val.py", *SMALL_DATA, *SLOW, f"--storage={storage}", "--name=preempted{index}", "--epoch=2")
+        cluster.start(
+            "train_val.py", *SMALL_DATA, *SLOW, f"--storage={storage}", "--name=preempted{index}", "--epoch=2"
+        )
         cluster.wait_until(lambda: last_step(storage, "preempted0") >= 6)
         cluster.workers[1].send_signal(signal.SIGTERM)
         printed, seconds = cluster.end(code=143)
@@ -134,8 +138,11 @@ def test_the_tasks_of_a_slurm_job_step_train_together(storage, alone):
     # What srun sets, for two tasks on this host.
     job = free_ports(1)[0] - 20_000
     variables = {
-        "SLURM_JOB_ID": str(job), "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2",
-        "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
     }
     tasks = [{**variables, "SLURM_PROCID": str(index)} for index in range(2)]
     flags = (*SMALL_DATA, *SLOW, f"--storage={storage}", "--name=slurm{index}", "--epoch=2", "--cluster=slurm")

@@ -25,7 +25,9 @@ NETWORKS = {
 def random_batch(model, examples=4, tokens=5):
     generator = np.random.default_rng(0)
     features = {
-        each.name: tf.constant(generator.uniform(size=(examples, *(size or tokens for size in each.shape[1:]))), tf.float32)
+        each.name: tf.constant(
+            generator.uniform(size=(examples, *(size or tokens for size in each.shape[1:]))), tf.float32
+        )
         for each in model.inputs
     }
     return {**features, "label": tf.constant([0, 1, 2, 1])}

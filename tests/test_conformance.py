@@ -127,7 +127,9 @@ def test_a_network_trains_a_step_in_each_precision(precision, built):
 def test_a_network_is_saved_and_loaded(tmp_path, built):
     name, model = built
     model.save(tmp_path / "model.keras")
-    np.testing.assert_array_equal(scores_of(keras.saving.load_model(tmp_path / "model.keras"), name), scores_of(model, name))
+    np.testing.assert_array_equal(
+        scores_of(keras.saving.load_model(tmp_path / "model.keras"), name), scores_of(model, name)
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -233,8 +235,16 @@ LAYERS = {
         MATRICES,
         [(2, 3, 2, 4, 4)],
     ),
-    layers.AttentionDenseCapsules: (lambda **options: layers.AttentionDenseCapsules(2, **options), MATRICES, [(2, 4, 4)]),
-    layers.AttentionClassCapsules: (lambda **options: layers.AttentionClassCapsules(2, **options), MATRICES, [(2, 4, 4)]),
+    layers.AttentionDenseCapsules: (
+        lambda **options: layers.AttentionDenseCapsules(2, **options),
+        MATRICES,
+        [(2, 4, 4)],
+    ),
+    layers.AttentionClassCapsules: (
+        lambda **options: layers.AttentionClassCapsules(2, **options),
+        MATRICES,
+        [(2, 4, 4)],
+    ),
     layers.CapsuleStack: (
         lambda **options: layers.CapsuleStack(
             [layers.AttentionConvCapsules(2, 3, **options), layers.AttentionDenseCapsules(3, **options)], **options

@@ -48,7 +48,9 @@ def test_vector_routing_sums_over_inputs_first():
     x = keras.Input((7, 6))
     model = keras.Model(x, HeinsenVectorRouting(7, 5, 6, 4, n_iters=2)(x))
     i, j, d, e = 7, 5, 6, 4
-    assert count_costs(model, 3).forward == 3 * (i * d + 2 * (i * j * d + j * d + j * d * e) + j * e * d + j * d + i * j * d)
+    assert count_costs(model, 3).forward == 3 * (
+        i * d + 2 * (i * j * d + j * d + j * d * e) + j * e * d + j * d + i * j * d
+    )
 
 
 SMALL = {

@@ -28,8 +28,10 @@ def test_the_layer_example_of_the_readme_has_the_shapes_it_claims():
     for line in code.splitlines():
         exec(line, namespace)
         target, _, comment = line.partition("#")
-        shapes = [tuple(None if n == "b" else int(n) for n in shape.split(", ")) for shape in
-                  re.findall(r"\[([^\]]+)\]", comment)]
+        shapes = [
+            tuple(None if n == "b" else int(n) for n in shape.split(", "))
+            for shape in re.findall(r"\[([^\]]+)\]", comment)
+        ]
         if shapes:
             names = [name.strip() for name in target.split("=")[0].split(",")]
             values = [namespace[name] for name in names]

@@ -21,7 +21,7 @@ from caps_tf.data import norb_format as nf
 
 SCRIPT = Path(__file__).parents[1] / "data" / "download.sh"
 # All the programs the script may use, besides one that downloads.
-TOOLS = "bash cat df dirname env gzip mkdir mv rm sha256sum sleep wc".split()
+TOOLS = ["bash", "cat", "df", "dirname", "env", "gzip", "mkdir", "mv", "rm", "sha256sum", "sleep", "wc"]
 PREFIX = "toys-5x4x1x2x1x2x32x32"
 DAT = f"{PREFIX}-testing-dat.mat"
 

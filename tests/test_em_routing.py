@@ -110,9 +110,7 @@ def test_whole_layers_of_the_published_implementation_are_reproduced(name, itera
         layer = EMClassCapsules(5, iterations=iterations)
         scope, kernel = f"{name}/w/class_caps", GOLDEN[f"{name}/w/class_caps/v/w"][0]
     layer.build((poses.shape, activations.shape))
-    layer.set_weights(
-        [kernel, *(GOLDEN[f"{scope}/routing/{beta}"].reshape(-1, 1) for beta in ("beta_a", "beta_v"))]
-    )
+    layer.set_weights([kernel, *(GOLDEN[f"{scope}/routing/{beta}"].reshape(-1, 1) for beta in ("beta_a", "beta_v"))])
     found_poses, found_activations = layer((poses, activations))
     expected = GOLDEN[f"{name}/it{iterations}/pose_out"]
     np.testing.assert_allclose(
@@ -314,5 +312,3 @@ def test_what_parents_have_for_a_child_is_summed_and_compared(children, kernel, 
 def test_a_kernel_larger_than_the_grid_of_children_is_refused():
     with pytest.raises(ValueError, match="kernel of 3x3"):
         Neighbourhood((2, 5), (3, 3))
-
-

@@ -70,8 +70,11 @@ def test_gauges_of_attention_and_of_a_network_without_routing(storage, tmp_path)
     flags = ("--network=attention", f"--config_path={tmp_path / 'config.json'}", "--backbone=simple", "--epoch=1")
     for line in read_gauges(train(storage, "attention", *flags, "--routing_gauges", "--num_routing=2")):
         routing = {name for name in line if not name.startswith("update_ratio")}
-        both = {f"{gauge}/{layer}" for gauge in ("routing_entropy", "vote_scale", "vote_agreement_1")
-                for layer in ("capsules_1", "class_capsules")}
+        both = {
+            f"{gauge}/{layer}"
+            for gauge in ("routing_entropy", "vote_scale", "vote_agreement_1")
+            for layer in ("capsules_1", "class_capsules")
+        }
         assert routing == both | {"vote_agreement_2/class_capsules"}  # what lies below routes once, concurrently
         assert line["routing_entropy/capsules_1"] == pytest.approx(1.0)
     for line in read_gauges(train(storage, "cnn", "--network=cnn_baseline", "--epoch=1", "--routing_gauges")):

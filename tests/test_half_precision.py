@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from caps_tf.errors import UserError
-from caps_tf.training import trainer as trainer_module
 from caps_tf.networks import NETWORKS
+from caps_tf.training import trainer as trainer_module
 from caps_tf.training.config import RunConfig
 from caps_tf.training.trainer import Trainer, TrainingData
 
@@ -38,7 +38,14 @@ def make_trainer(directory, network, precision, **options):
     config_path.write_text(json.dumps(ATTENTION))
     sizes = {"A": 8, "B": 2, "C": 3, "D": 3, "margin_steps": 1.0, "config_path": str(config_path), "backbone": "simple"}
     config = RunConfig(
-        network=network, precision=precision, batch_size=BATCH, epoch=1, jit_compile="off", log_every=1, **sizes, **options
+        network=network,
+        precision=precision,
+        batch_size=BATCH,
+        epoch=1,
+        jit_compile="off",
+        log_every=1,
+        **sizes,
+        **options,
     )
     features = SENTENCE if network == "heinsen_sst" else {"image": (SIDES[network], SIDES[network], 1)}
 
@@ -52,7 +59,12 @@ def make_trainer(directory, network, precision, **options):
         )
 
     keras.utils.set_random_seed(0)
-    return Trainer(config, TrainingData(features, CLASSES, STEPS, training, None), directory / "train", tf.distribute.get_strategy())
+    return Trainer(
+        config,
+        TrainingData(features, CLASSES, STEPS, training, None),
+        directory / "train",
+        tf.distribute.get_strategy(),
+    )
 
 
 @pytest.mark.campaign

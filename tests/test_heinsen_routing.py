@@ -27,7 +27,9 @@ PRECISIONS = ["float32", pytest.param("float64", marks=pytest.mark.skipif(WITHOU
 
 def arrays(entries, dtype):
     """The arrays of a golden case, by name: offsets and shapes in one flat array."""
-    return {name: VALUES[at : at + math.prod(shape)].reshape(shape).astype(dtype) for name, (at, shape) in entries.items()}
+    return {
+        name: VALUES[at : at + math.prod(shape)].reshape(shape).astype(dtype) for name, (at, shape) in entries.items()
+    }
 
 
 def golden_layer(case, dtype):
@@ -114,7 +116,9 @@ def route(case, dtype="float32", **arguments):
 def test_routing_is_what_the_paper_says_capsule_by_capsule(shared, size, n_iters, p_model):
     case = random_case(0, shared=shared, size=size)
     found = route(case, "float64", n_iters=n_iters, p_model=p_model)
-    weights = [np.broadcast_to(case[name], (6, 3, *case[name].shape[2:])) for name in ("W", "B", "beta_use", "beta_ign")]
+    weights = [
+        np.broadcast_to(case[name], (6, 3, *case[name].shape[2:])) for name in ("W", "B", "beta_use", "beta_ign")
+    ]
     for example in range(2):
         expected = heinsen_reference.route(case["scores"][example], case["poses"][example], *weights, n_iters, p_model)
         for value, reference in zip(found[:3], expected, strict=False):

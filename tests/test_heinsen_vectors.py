@@ -74,7 +74,9 @@ def weight_names(layer):
     for variable in layer.trainable_variables:
         if isinstance(layer, DefinableVectorRouting) and not variable.name.startswith("beta"):
             networks = {id(layer.A): "A.", id(layer.F): "F.", id(layer.G): "G."}
-            prefix = next(networks[id(n)] for n in (layer.A, layer.F, layer.G) if any(variable is v for v in n.variables))
+            prefix = next(
+                networks[id(n)] for n in (layer.A, layer.F, layer.G) if any(variable is v for v in n.variables)
+            )
             names.append(prefix + {"kernel": "weight", "bias": "bias", "memories": "W_mem"}[variable.name])
         else:
             names.append(PUBLISHED_NAMES.get(variable.name, variable.name))
@@ -174,7 +176,9 @@ def random_mask(n_inp=7, n_out=4, seed=1):
 @pytest.mark.parametrize("n_iters", [1, 2, 3, 5])
 @pytest.mark.parametrize("d_out", [1, 3])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("fixed, normalize, memory_efficient", [(True, True, True), (False, False, True), (True, True, False)])
+@pytest.mark.parametrize(
+    "fixed, normalize, memory_efficient", [(True, True, True), (False, False, True), (True, True, False)]
+)
 def test_agrees_with_algorithm_1_worked_out_capsule_by_capsule(
     n_iters, d_out, masked, fixed, normalize, memory_efficient
 ):
@@ -345,16 +349,29 @@ def test_the_efficient_form_is_a_special_case_of_the_definable_one():
     definable.build(x.shape)
     for name in ("beta_use_kernel", "beta_use_bias", "beta_ign_kernel", "beta_ign_bias"):
         getattr(definable, name).assign(w[name])
-    for found, expected in zip(*(values(layer(x, return_credit=True)) for layer in (definable, efficient)), strict=True):
+    for found, expected in zip(
+        *(values(layer(x, return_credit=True)) for layer in (definable, efficient)), strict=True
+    ):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_initial_deviations_are_the_published_ones():
     layer = HeinsenVectorRouting(200, 100, d_inp=64, d_out=36)
     layer.build((200, 64))
-    expected = {"W_A": 0.25, "W_F1": 1, "W_F2": 0.25, "W_G1": 1 / 6, "W_G2": 1, "W_S": 1 / 8, "beta_use": 1, "beta_ign": 1}
+    expected = {
+        "W_A": 0.25,
+        "W_F1": 1,
+        "W_F2": 0.25,
+        "W_G1": 1 / 6,
+        "W_G2": 1,
+        "W_S": 1 / 8,
+        "beta_use": 1,
+        "beta_ign": 1,
+    }
     for variable in layer.weights:
-        np.testing.assert_allclose(np.std(numpy(variable)), expected.get(variable.name, 0), rtol=0.05, err_msg=variable.name)
+        np.testing.assert_allclose(
+            np.std(numpy(variable)), expected.get(variable.name, 0), rtol=0.05, err_msg=variable.name
+        )
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])

@@ -124,7 +124,7 @@ def test_any_flipped_bit_of_a_file_with_a_known_checksum_is_noticed(norb, record
 def test_official_checksums_are_those_of_the_downloader():
     script = Path(__file__).parents[1] / "data" / "download.sh"
     lines = [line.split() for line in script.read_text().splitlines() if line.startswith("smallnorb-")]
-    assert norb_format.OFFICIAL_SHA256 == {name: sha256 for name, _, _, sha256 in lines}
+    assert {name: sha256 for name, _, _, sha256 in lines} == norb_format.OFFICIAL_SHA256
 
 
 # TFRecords. Training is stopped by the damage, whatever of the data it comes from.
@@ -149,8 +149,6 @@ def judge(config, directory=None):
     with explained(strategy, data.find_damage):
         for name, part in data.parts.items():
             judge.predict(name, part)
-
-
 
 
 @pytest.fixture

@@ -167,7 +167,8 @@ def test_a_file_cut_short_anywhere_is_one_clear_error(tmp_path, zipped):
 
 @BOTH_FORMATS
 @pytest.mark.parametrize(
-    "shape, strides", [((7,), (1,)), ((2,), (6,)), ((1000, 1000), (0, 0)), ((2,), (-1,)), ((2, 3), (1,)), ((2.0,), (1,))]
+    "shape, strides",
+    [((7,), (1,)), ((2,), (6,)), ((1000, 1000), (0, 0)), ((2,), (-1,)), ((2, 3), (1,)), ((2.0,), (1,))],
 )
 def test_tensors_cannot_look_beyond_their_storage(tmp_path, zipped, shape, strides):
     arrays = {"weight": np.zeros(6, "float32")}

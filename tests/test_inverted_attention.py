@@ -60,8 +60,9 @@ def golden_layer(case, dtype):
         layer = AttentionDenseCapsules(kernel.shape[1], pose_columns=kernel.shape[-1], dtype=dtype)
     layer.build(children.shape)
     shapes = [weight.shape for weight in layer.weights[1:]]
-    norm = [golden(case, f"param.nonlinear_act.{name}").reshape(shape) for name, shape in
-            zip(("weight", "bias"), shapes)]
+    norm = [
+        golden(case, f"param.nonlinear_act.{name}").reshape(shape) for name, shape in zip(("weight", "bias"), shapes)
+    ]
     layer.set_weights([kernel, *norm])
     return layer, children
 
@@ -336,7 +337,8 @@ def test_extreme_poses_give_finite_values_and_gradients(scale):
 
 
 @pytest.mark.parametrize(
-    "kernel_size, strides, rows, columns, pose", [(3, 2, 2, 2, (4, 4)), ((2, 3), (1, 2), 4, 2, (2, 3)), (3, 1, 3, 4, (5,))]
+    "kernel_size, strides, rows, columns, pose",
+    [(3, 2, 2, 2, (4, 4)), ((2, 3), (1, 2), 4, 2, (2, 3)), (3, 1, 3, 4, (5,))],
 )
 def test_attention_conv_capsules(kernel_size, strides, rows, columns, pose, tmp_path):
     run_layer_test(

@@ -94,7 +94,9 @@ def test_values_and_gradients_do_not_depend_on_how_many_images_have_their_votes_
     def objective(layer):
         def of(*inputs):
             outputs = layer(inputs[order])[:2]
-            return sum(ops.sum(ops.sin(ops.cast(ops.arange(ops.size(v)), v.dtype)) * ops.reshape(v, (-1,))) for v in outputs)
+            return sum(
+                ops.sum(ops.sin(ops.cast(ops.arange(ops.size(v)), v.dtype)) * ops.reshape(v, (-1,))) for v in outputs
+            )
 
         return of
 

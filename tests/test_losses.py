@@ -12,11 +12,7 @@ def test_spread_loss_is_equation_3(margin):
     rng = np.random.default_rng(0)
     activations, labels = rng.uniform(size=(6, 5)), rng.integers(5, size=6)
     expected = [
-        sum(
-            max(0.0, margin - (row[label] - wrong)) ** 2
-            for index, wrong in enumerate(row)
-            if index != label
-        )
+        sum(max(0.0, margin - (row[label] - wrong)) ** 2 for index, wrong in enumerate(row) if index != label)
         for row, label in zip(activations, labels, strict=True)
     ]
     np.testing.assert_allclose(spread_loss(labels, activations, margin), expected, rtol=1e-6)

@@ -36,7 +36,9 @@ def test_a_step_that_does_not_fit_is_refused_with_what_to_lower_and_one_that_fit
     monkeypatch.setattr(memory, "available_memory", lambda: needed)
     check()
     monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
-    with pytest.raises(UserError, match=r"of 64 examples needs about .* GB, .* free: lower --batch_size .*--nocheck_memory"):
+    with pytest.raises(
+        UserError, match=r"of 64 examples needs about .* GB, .* free: lower --batch_size .*--nocheck_memory"
+    ):
         check()
 
 

@@ -25,7 +25,10 @@ def test_heinsen_norb_has_the_published_size_and_the_published_part_capsules():
     model = heinsen_norb((96, 96, 2), 5)
     assert trainable_parameters(model) == 271_688
     assert model.get_layer("part_poses").output.shape == (None, 9 * 9 * 64, 4, 4)
-    assert [tuple(output.shape) for output in model.get_layer("part_capsules").output[:2]] == [(None, 64), (None, 64, 4, 4)]
+    assert [tuple(output.shape) for output in model.get_layer("part_capsules").output[:2]] == [
+        (None, 64),
+        (None, 64, 4, 4),
+    ]
 
 
 def test_heinsen_norb_takes_images_of_other_sizes_with_the_same_weights():

@@ -70,7 +70,11 @@ def test_flags_overrule_the_preset_wherever_they_stand_and_the_preset_the_defaul
     for flags in (["--preset=tsai2020_cifar10", "--epoch=7"], ["--epoch=7", "--preset=tsai2020_cifar10"]):
         config = resolve(*flags, "--sequential_routing", "--lrn_rate=0.003")
         assert (config.network, config.batch_size, config.weight_decay) == ("attention", 128, 5e-4)
-        assert (config.epoch, config.sequential_routing, config.lrn_rate) == (7, True, 0.003)  # the default rate, but given
+        assert (config.epoch, config.sequential_routing, config.lrn_rate) == (
+            7,
+            True,
+            0.003,
+        )  # the default rate, but given
         assert (config.seed, config.storage) == (0, ".")
 
 

@@ -15,7 +15,9 @@ from tests.program_costs import KEPT, NETWORKS, SLOW, count, program_text, read_
 TOLERANCE = 0.03
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS]
+)
 def test_a_training_step_costs_what_it_did(name):
     kept, found = json.loads(KEPT.read_text())[name], count(name)
     changed = [

@@ -100,7 +100,9 @@ class SentenceRecords:
         labels, texts = read_labelled_text(path)
         unknown = sorted(set(labels) - set(class_labels))
         if unknown:
-            raise UserError(f"{path}: label {unknown[0]!r} is not one of the training file's, {', '.join(class_labels)}")
+            raise UserError(
+                f"{path}: label {unknown[0]!r} is not one of the training file's, {', '.join(class_labels)}"
+            )
         return cls(texts, [class_labels.index(label) for label in labels], encoder.tokenize(texts), encoder, split)
 
     def __len__(self) -> int:

@@ -162,7 +162,9 @@ def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dic
     parts["test"] = ("test", 0, dataset.num_test)
     if dataset.num_train == held_out:
         raise UserError(f"{dataset.name}: no records for train: lower --val_prop")
-    return {name: Split(dataset, name, source, start, stop, stop - start) for name, (source, start, stop) in parts.items()}
+    return {
+        name: Split(dataset, name, source, start, stop, stop - start) for name, (source, start, stop) in parts.items()
+    }
 
 
 def _viewpoint_labels(dataset: ImageDataset, source: str) -> dict[str, np.ndarray]:

@@ -112,9 +112,7 @@ def image_credit(image: np.ndarray, credit: np.ndarray, class_names: Sequence[st
             axes.imshow(shown if shown.shape[2] == 3 else shown[:, :, 0], **grey)
         else:
             axes.imshow(shown.mean(axis=2), **grey)
-            axes.imshow(
-                towards, cmap=colors.cmap, norm=colors.norm, extent=extent, alpha=0.65, interpolation="nearest"
-            )
+            axes.imshow(towards, cmap=colors.cmap, norm=colors.norm, extent=extent, alpha=0.65, interpolation="nearest")
     _add_scale(figure, colors, list(panels))
     return figure
 

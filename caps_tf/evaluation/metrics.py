@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from caps_tf.files import write_atomically
 from caps_tf.evaluation.predictions import Predictions, factor_label
+from caps_tf.files import write_atomically
 
 INTERVAL_NOTE = (
     "Intervals are 95 % Wilson score intervals. They take examples as independent; images of one toy are not, "

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from caps_tf.evaluation.figures import accuracy_over_viewpoint, confusion, learning_curves
-from caps_tf.files import write_atomically
 from caps_tf.evaluation.metrics import INTERVAL_NOTE, report, write_json
 from caps_tf.evaluation.mistakes import worst_mistakes
 from caps_tf.evaluation.predictions import Predictions
 from caps_tf.evaluation.style import save_figure
 from caps_tf.evaluation.training_log import read_log
 from caps_tf.evaluation.trajectories import pose_trajectory
+from caps_tf.files import write_atomically
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }

@@ -10,7 +10,14 @@ from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer, multiplication
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.grouping import images_at_a_time, map_groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
-from caps_tf.routing.heinsen import P_MODELS, HeinsenParents, StoredSharedVotes, StoredVotes, heinsen_routing, votes_form
+from caps_tf.routing.heinsen import (
+    P_MODELS,
+    HeinsenParents,
+    StoredSharedVotes,
+    StoredVotes,
+    heinsen_routing,
+    votes_form,
+)
 
 Tensor = Any
 
@@ -244,7 +251,9 @@ class HeinsenRouting(RoutingLayer):
         """Number of parents of this call."""
         if self.n_out is not None:
             if n_out not in (None, self.n_out):
-                raise ValueError(f"the layer was made for n_out={self.n_out}, not {n_out}: leave n_out open when making it")
+                raise ValueError(
+                    f"the layer was made for n_out={self.n_out}, not {n_out}: leave n_out open when making it"
+                )
             return self.n_out
         parents = children if n_out is None else n_out
         if isinstance(parents, int) and parents < 2:

@@ -4,7 +4,7 @@ import keras
 
 
 def routing_dtype(layer: keras.layers.Layer) -> str:
-    """"float64" for a layer that computes in float64, else "float32".
+    """ "float64" for a layer that computes in float64, else "float32".
 
     Variances of half-precision votes underflow, so routing is never in less than float32. Not
     `keras.backend.result_type`, which knows no float64 on PyTorch.

@@ -113,7 +113,9 @@ def _pose_shape(size: int, layer: dict[str, Any]) -> tuple[int, ...]:
 
 def _check_size(config: dict[str, Any], backbone: str, image_shape: tuple[int, int, int]) -> None:
     first = config["backbone"]
-    stages = [("backbone", first if backbone == "simple" else {"kernel_size": 3, "stride": first["stride"], "padding": 1})]
+    stages = [
+        ("backbone", first if backbone == "simple" else {"kernel_size": 3, "stride": first["stride"], "padding": 1})
+    ]
     stages += [("primary_capsules", config["primary_capsules"])]
     stages += [(f"capsules[{n}]", layer) for n, layer in enumerate(config["capsules"]) if layer["type"] == "CONV"]
     sizes = image_shape[:2]

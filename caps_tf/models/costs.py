@@ -95,7 +95,9 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
         if isinstance(layer, keras.layers.InputLayer):
             reads_no_weights.update(id(tensor) for tensor in keras.tree.flatten(layer.output))
             continue
-        inputs, outputs = ([tensor.shape for tensor in keras.tree.flatten(value)] for value in (layer.input, layer.output))
+        inputs, outputs = (
+            [tensor.shape for tensor in keras.tree.flatten(value)] for value in (layer.input, layer.output)
+        )
         first = all(id(tensor) in reads_no_weights for tensor in keras.tree.flatten(layer.input))
         counted = _count_layer(layer, inputs, outputs, batch)
         if counted is None:
@@ -103,7 +105,9 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
                 reads_no_weights.update(id(tensor) for tensor in keras.tree.flatten(layer.output))
             continue
         with_input, within, layer_votes = counted
-        read, written = (sum(math.prod(_known(shape, batch, layer)) for shape in shapes) for shapes in (inputs, outputs))
+        read, written = (
+            sum(math.prod(_known(shape, batch, layer)) for shape in shapes) for shapes in (inputs, outputs)
+        )
         weights = sum(math.prod(weight.shape) for weight in layer.trainable_weights)
         forward += with_input + within
         step += with_input * (2 if first else 3) + within * 3

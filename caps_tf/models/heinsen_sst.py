@@ -171,7 +171,7 @@ def heinsen_sst(
     # Where the length is known: votes are so small here that routing weights fill the cache beside them.
     routing = {"d_cov": 1, "d_out": pose_size, "n_iters": iterations, "votes_at_a_time": 2**21, "dtype": "float32"}
     capsules = HeinsenRouting(d_inp=features, n_inp=None, n_out=parts, **routing, name="part_capsules")((scores, poses))
-    scores, _, _ = HeinsenRouting(
-        d_inp=pose_size, n_inp=parts, n_out=num_classes, **routing, name="class_capsules"
-    )(capsules[:2])
+    scores, _, _ = HeinsenRouting(d_inp=pose_size, n_inp=parts, n_out=num_classes, **routing, name="class_capsules")(
+        capsules[:2]
+    )
     return keras.Model({"embedding": embeddings, "mask": mask}, scores, name="heinsen_sst")

@@ -85,5 +85,7 @@ def matrix_capsules(
     capsules = PrimaryCapsules(B, kernel_regularizer=regularizer, dtype=dtype, name="primary_capsules")(x)
     capsules = EMConvCapsules(C, kernel_size=3, strides=2, **routing, name="conv_capsules_1")(capsules)
     capsules = EMConvCapsules(D, kernel_size=3, strides=1, **routing, name="conv_capsules_2")(capsules)
-    poses, activations = EMClassCapsules(num_classes, **{**routing, "dtype": "float32"}, name="class_capsules")(capsules)
+    poses, activations = EMClassCapsules(num_classes, **{**routing, "dtype": "float32"}, name="class_capsules")(
+        capsules
+    )
     return keras.Model(images, activations, name="matrix_capsules")

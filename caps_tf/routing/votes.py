@@ -79,9 +79,7 @@ def _votes(by_child: Tensor, *columns_and_rows: Tensor) -> Tensor:
     """`votes_of_children`, with a gradient that is two matrix products for each child."""
     size = len(columns_and_rows) // 2
     columns, rows = columns_and_rows[:size], columns_and_rows[size:]
-    votes = sum(
-        column[:, None, :, None] * row[None, :, None] for column, row in zip(columns, rows, strict=True)
-    )
+    votes = sum(column[:, None, :, None] * row[None, :, None] for column, row in zip(columns, rows, strict=True))
     n, j, x, z, c = ops.shape(votes)
 
     def gradient(*arguments, upstream=None):

@@ -198,7 +198,9 @@ def find_checkpoints(directory: PathLike, name: str) -> list[str]:
         return _all_whole(paths)
     if name == "best":
         if not best:
-            raise UserError(f"{directory}: holds no best checkpoint (the run had no validation): use --ckpt_name=latest")
+            raise UserError(
+                f"{directory}: holds no best checkpoint (the run had no validation): use --ckpt_name=latest"
+            )
         chosen = best
     elif name in available:
         chosen = [os.path.join(directory, name)]

@@ -103,7 +103,9 @@ class RunConfig:
     C: int = _option(16, "network", "types of the first convolutional capsules")
     D: int = _option(16, "network", "types of the second convolutional capsules")
     iter_routing: int = _option(
-        0, "network", "routing iterations (also --num_routing); 0 for the published number: 2, and 3 for Heinsen's routing"
+        0,
+        "network",
+        "routing iterations (also --num_routing); 0 for the published number: 2, and 3 for Heinsen's routing",
     )
     final_lambda: float = _option(0.01, "network", "inverse temperature that the routing iterations approach")
     epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite")
@@ -116,16 +118,17 @@ class RunConfig:
     config_path: str = _option(
         "cifar10", "network", "attention's capsule layers: cifar10 or cifar100 (both published), or a JSON file"
     )
-    capsule_dropout: float = _option(
-        0.0, "network", "share of the elements of capsules' poses dropped"
-    )
+    capsule_dropout: float = _option(0.0, "network", "share of the elements of capsules' poses dropped")
     part_noise: float = _option(
         0.0,
         "network",
         "deviation of the part capsules' biases at the start; 0 as published, 0.5 learns sooner",
     )
     routing: str = _option(
-        "em", "network", "what routes the class capsules; none: the same convolutions, averaged, without capsules", ROUTINGS
+        "em",
+        "network",
+        "what routes the class capsules; none: the same convolutions, averaged, without capsules",
+        ROUTINGS,
     )
     convolutions: str = _option(
         "16k5s2,32,48s2,64s2", "network", "of each convolution channels, k and kernel side [3], s and stride [1]"
@@ -193,7 +196,9 @@ class RunConfig:
     name: str = _option("", "run", "name of the run: logs/<dataset>/<date>_<name>")
     log_every: int = _option(50, "run", "steps between two lines of the log")
     checkpoint_every: int = _option(0, "run", "steps between two checkpoints, 0 for one an epoch")
-    keep_checkpoints: int = _option(5, "run", "how many of the newest checkpoints to keep; the best is kept beside them")
+    keep_checkpoints: int = _option(
+        5, "run", "how many of the newest checkpoints to keep; the best is kept beside them"
+    )
     routing_gauges: bool = _option(
         False, "run", "log gauges of each routing layer and the relative size of updates too: see docs/GAUGES.md"
     )
@@ -345,7 +350,9 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         params = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: give a directory that train_val.py wrote, or a params.json") from None
+        raise UserError(
+            f"{path}: {error.strerror}: give a directory that train_val.py wrote, or a params.json"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}): mend it, or train anew") from None
     if not isinstance(params, dict):

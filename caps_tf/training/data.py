@@ -111,7 +111,9 @@ def _open(config: RunConfig) -> _Source:
 
 def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
     if config.viewpoints or config.val_instances:
-        raise UserError(f"{dataset.name}: sentences have neither toys nor viewpoints: drop --viewpoints, --val_instances")
+        raise UserError(
+            f"{dataset.name}: sentences have neither toys nor viewpoints: drop --viewpoints, --val_instances"
+        )
     return _Source(
         input_shapes=sentences.input_shapes(dataset),
         splits=make_sentence_splits(dataset, config.val_prop),

@@ -22,9 +22,7 @@ _VALUES = {
 """Values of builders' arguments that are not those of the flags; 0 MiB leaves the builder its own."""
 
 
-def make_model(
-    config: RunConfig, input_shapes: Mapping[str, tuple[int | None, ...]], num_classes: int
-) -> keras.Model:
+def make_model(config: RunConfig, input_shapes: Mapping[str, tuple[int | None, ...]], num_classes: int) -> keras.Model:
     """Builds the network that a run trains.
 
     Args:
@@ -93,7 +91,5 @@ def spread(labels: tf.Tensor, scores: tf.Tensor, margin: tf.Tensor, from_logits:
 
 def capsule_outputs(model: keras.Model) -> dict[str, tuple[keras.KerasTensor, keras.KerasTensor]]:
     """Poses and activations (or scores) of each capsule layer of a model, by layer name, in order; empty for a plain CNN."""
-    found = {
-        layer.name: layer.capsules_of(layer.output) for layer in model.layers if isinstance(layer, CapsuleLayer)
-    }
+    found = {layer.name: layer.capsules_of(layer.output) for layer in model.layers if isinstance(layer, CapsuleLayer)}
     return {name: capsules for name, capsules in found.items() if capsules}

@@ -126,7 +126,8 @@ def make_train_step(
         )
         if context.num_replicas_in_sync > 1:
             loss, correct, finite, stop = context.all_reduce(
-                tf.distribute.ReduceOp.SUM, [loss, correct, finite / replicas, tf.identity(stop)]  # on its device
+                tf.distribute.ReduceOp.SUM,
+                [loss, correct, finite / replicas, tf.identity(stop)],  # on its device
             )
         # The loss scale wants to see NaN, and on every replica: each would otherwise decide for itself to wait or not.
         instead = np.nan if scales_loss else 0.0
@@ -220,4 +221,3 @@ def make_scorer(
             )
 
     return score
-

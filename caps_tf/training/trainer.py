@@ -61,9 +61,7 @@ class Trainer:
         checkpoints: its saved states.
     """
 
-    def __init__(
-        self, config: RunConfig, data: TrainingData, directory: Path, strategy: tf.distribute.Strategy
-    ):
+    def __init__(self, config: RunConfig, data: TrainingData, directory: Path, strategy: tf.distribute.Strategy):
         if data.steps_per_epoch < 1:
             raise UserError(f"the training data make no whole batch of {config.batch_size}: lower --batch_size")
         self._config = config
