@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from caps_tf.data.augmentation import augment, central_crop, normalize
 from caps_tf.data.datasets import ImageDataset
 from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.data.splits import Split
@@ -69,7 +70,7 @@ def training_batches(
         # Every example has a seed of its own, so that the result depends neither on which thread does the work nor
         # on where a resumed run starts.
         image = _decode(example["image"], split.dataset, preprocessing)
-        image = _augment(image, tf.random.fold_in(augment_seed, position), preprocessing)
+        image = augment(image, tf.random.fold_in(augment_seed, position), preprocessing)
         kept = {key: example[key] for key in ("label", "id", "view") if key in example}
         return {"image": tf.ensure_shape(image, shape), **kept}
 
@@ -105,7 +106,7 @@ def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: i
 
     def prepare(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         image = _decode(example["image"], split.dataset, preprocessing)
-        image = _normalize(_central_crop(image, preprocessing), image, preprocessing)
+        image = normalize(central_crop(image, preprocessing), image, preprocessing)
         return example | {"image": tf.ensure_shape(image, shape), "weight": tf.constant(1.0)}
 
     examples = _examples(split, preprocessing).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
@@ -165,56 +166,6 @@ def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     shrinks = all(have is not None and have >= want for have, want in zip(image.shape[:2], size, strict=True))
     method = tf.image.ResizeMethod.AREA if shrinks else tf.image.ResizeMethod.BILINEAR
     return tf.image.resize(image, size, method=method, antialias=True)
-
-
-def _augment(image: tf.Tensor, key: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
-    """Crops, flips, normalises, brightens and contrasts an image, at random."""
-    crop_key, brightness_key, contrast_key, flip_key = tf.unstack(tf.random.split(key, 4))
-    if preprocessing.random_crop:
-        view = _random_crop(image, crop_key, preprocessing)
-    else:
-        view = _central_crop(image, preprocessing)
-    if preprocessing.flip:
-        view = tf.image.stateless_random_flip_left_right(view, flip_key)
-    view = _normalize(view, image, preprocessing)
-    if preprocessing.max_brightness_delta:
-        view = tf.image.stateless_random_brightness(view, preprocessing.max_brightness_delta, brightness_key)
-    lower, upper = preprocessing.contrast
-    if lower < upper:
-        view = tf.image.stateless_random_contrast(view, lower, upper, contrast_key)
-    return view
-
-
-def _random_crop(image: tf.Tensor, key: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
-    shape = tf.shape(image)
-    size = preprocessing.crop or (shape[0], shape[1])
-    pad = preprocessing.pad
-    if pad and preprocessing.pad_mode == "edge":
-        for axis in (0, 1):
-            nearest = tf.clip_by_value(tf.range(-pad, shape[axis] + pad), 0, shape[axis] - 1)
-            image = tf.gather(image, nearest, axis=axis)
-    elif pad:
-        image = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
-    return tf.image.stateless_random_crop(image, (*size, shape[2]), key)
-
-
-def _central_crop(image: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
-    return tf.image.resize_with_crop_or_pad(image, *preprocessing.crop) if preprocessing.crop else image
-
-
-def _normalize(view: tf.Tensor, image: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
-    """Normalises a part of an image; by the statistics of all of it, where they are the image's own.
-
-    After the crop, so that padding with zeros is black whatever the normalisation.
-    """
-    if preprocessing.normalize == "none":
-        return view / 255.0
-    if preprocessing.normalize == "channel":
-        mean, deviation = np.float32(preprocessing.channel_mean), np.float32(preprocessing.channel_std)
-        return (view / 255.0 - mean) / deviation
-    # As tf.image.per_image_standardization: an image of one grey is not divided by zero.
-    deviation = tf.maximum(tf.math.reduce_std(image), tf.math.rsqrt(tf.cast(tf.size(image), tf.float32)))
-    return (view - tf.reduce_mean(image)) / deviation
 
 
 def finish(batches: tf.data.Dataset) -> tf.data.Dataset:
