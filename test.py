@@ -16,8 +16,9 @@ from absl import flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
 from caps_tf.limits import check_address_space
+from caps_tf.scripts import run_script
 from caps_tf.training.config import CLUSTERS, RunConfig, load_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "directory that train_val.py wrote: logs/<dataset>/<date>_<name>")

@@ -23,11 +23,12 @@ from absl import flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
 from caps_tf.files import locked
 from caps_tf.limits import check_address_space
 from caps_tf.networks import readers
 from caps_tf.presets import list_presets, load_preset
+from caps_tf.scripts import run_script
 from caps_tf.training.config import RunConfig, load_params, save_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "continue the run in this directory, with its parameters")

@@ -1,26 +1,9 @@
 """What a user did wrong, told in one line.
 
-Everything a user can mend (a missing file, an impossible flag, a damaged record) is raised as `UserError`;
-scripts turn it into one line on stderr and a non-zero exit. Any other exception is a defect of ours and keeps
+Everything a user can mend (a missing file, an impossible flag, a damaged record) is raised as `UserError`, which scripts
+turn into one line on stderr and a non-zero exit (`caps_tf.scripts`). Any other exception is a defect of ours and keeps
 its traceback.
 """
-
-import errno
-import os
-import sys
-from collections.abc import Callable
-
-from absl import app, flags, logging
-
-PREEMPTED = 143
-"""Exit code of a script that SIGTERM stopped after it saved its state: 128 + SIGTERM, as shells tell it."""
-
-
-_ENVIRONMENT = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.ESTALE, errno.ENOMEM),
-)
-"""Errors of the system that no program can foresee: rights, full or broken disks, limits."""
 
 
 class Preempted(Exception):
@@ -40,58 +23,3 @@ class UserError(ValueError):
 
 class ClusterLostError(UserError):
     """Another worker has gone. The orderly end of a process would wait for it, or complain that it cannot."""
-
-
-def run_script(main: Callable[[list[str]], int | None]) -> None:
-    """Runs a script's `main(argv)` under absl, with one line instead of a traceback for a `UserError`.
-
-    Args:
-        main: gets argv after flag parsing; returns the exit code (None means 0).
-
-    Raises:
-        SystemExit: always; code 1 after a `UserError` or where memory ran out, 130 after Ctrl-C, and `PREEMPTED`.
-    """
-
-    def guarded(argv: list[str]) -> int | None:
-        # What libraries tell about themselves would bury what the script has to say; --verbosity brings it back.
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)
-        try:
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}: flags look like --name=value; see --help")
-            return main(argv)
-        except UserError as error:
-            one_line = " ".join(str(error).split())
-            print(f"error: {one_line}", file=sys.stderr)
-            if isinstance(error, ClusterLostError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(1)
-            return 1
-        except MemoryError:
-            print("error: out of memory: lower --batch_size, or use a machine with more", file=sys.stderr)
-            return 1
-        except OSError as error:
-            if error.errno not in _ENVIRONMENT:
-                raise
-            print(
-                f"error: {error.filename or 'the system'}: {error.strerror}: mend that, then try again", file=sys.stderr
-            )
-            return 1
-        except Preempted as notice:
-            print(f"stopped by SIGTERM: {notice}", file=sys.stderr)
-            return PREEMPTED
-        except KeyboardInterrupt:
-            print("error: interrupted", file=sys.stderr)
-            return 130
-
-    app.run(guarded, flags_parser=_parse_flags)
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        one_line = " ".join(str(error).split())
-        print(f"error: {one_line}: see --help", file=sys.stderr)
-        sys.exit(1)

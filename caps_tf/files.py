@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> Path:
         with contextlib.suppress(OSError):  # nothing to remove after the rename
             temporary.unlink()
     return path
+
+
+def check_space(directory: str | os.PathLike, needed: int) -> None:
+    """Refuses what would fill the disk.
+
+    Args:
+        directory: that there is.
+        needed: bytes, at the most.
+
+    Raises:
+        UserError: if less are free.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise UserError(
+            f"{directory}: needs up to {needed / 1e9:.2f} GB of disk space, {free / 1e9:.2f} GB are free: "
+            "make room or choose another --storage"
+        )
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ import os
 import numpy as np
 from absl import flags
 
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
+from caps_tf.scripts import run_script
 from caps_tf.state_dict import read_state_dict
 
 

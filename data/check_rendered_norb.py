@@ -15,8 +15,9 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from caps_tf.data import baselines, norb_format
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
 from caps_tf.progress import Progress
+from caps_tf.scripts import run_script
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("storage", ".", "directory that holds data/ and logs/")

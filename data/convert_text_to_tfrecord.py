@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before an encoder imports 
 
 from caps_tf.data.sentence_records import convert_text
 from caps_tf.data.text_encoders import WORDLLAMA, open_encoder
-from caps_tf.errors import run_script
+from caps_tf.scripts import run_script
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("train", None, "text file of training sentences, 'label text' a line", required=True)

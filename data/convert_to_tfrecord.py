@@ -13,7 +13,8 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from caps_tf.data import conversion, norb_format, norb_records
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
+from caps_tf.scripts import run_script
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("dataset", "smallNORB", ["smallNORB", "renderedNORB"], "which set to convert")

@@ -19,7 +19,7 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from caps_tf.data import conversion, view_records
-from caps_tf.errors import run_script
+from caps_tf.scripts import run_script
 from caps_tf.training.config import parse_size
 
 FLAGS = flags.FLAGS

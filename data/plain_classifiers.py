@@ -27,8 +27,9 @@ from caps_tf.data.pipeline import evaluation_batches
 from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.data.sentences import mean_pooled
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
 from caps_tf.progress import Progress
+from caps_tf.scripts import run_script
 from caps_tf.training.config import parse_size
 
 FLAGS = flags.FLAGS

@@ -16,7 +16,8 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
+from caps_tf.scripts import run_script
 
 _HOW = "one number: so many, evenly spread; several with commas: exactly these (a lone one: '40,')"
 FLAGS = flags.FLAGS

@@ -19,7 +19,8 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
+from caps_tf.scripts import run_script
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output", None, "folder to make", required=True)

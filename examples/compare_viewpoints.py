@@ -15,9 +15,10 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
 from caps_tf.evaluation.style import save_figure
 from caps_tf.evaluation.viewpoints import comparison_figure, comparison_table, read_networks
+from caps_tf.scripts import run_script
 
 RUNS = flags.DEFINE_list("runs", None, "directories that train_val.py wrote and test.py has tested", required=True)
 FAMILIAR = flags.DEFINE_float(

@@ -30,12 +30,13 @@ from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.sentences import evaluation_sentences, input_shapes, training_sentences
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits
 from caps_tf.data.text_encoders import WORDLLAMA, TextEncoder, open_encoder
-from caps_tf.errors import UserError, run_script
+from caps_tf.errors import UserError
 from caps_tf.evaluation.credit import image_credit, sentence_credit
 from caps_tf.evaluation.style import save_figure
 from caps_tf.layers import HeinsenVectorRouting
 from caps_tf.models.heinsen_norb import CoordinateGrid
 from caps_tf.routing import end_to_end_credit
+from caps_tf.scripts import run_script
 
 DATA_DIR = flags.DEFINE_string("data_dir", None, "directory that a converter wrote: images or sentences", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "directory to write the pictures to", required=True)

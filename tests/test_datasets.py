@@ -72,7 +72,7 @@ def test_unknown_names_and_directories_are_told_apart(tmp_path):
 def test_no_network_is_one_clear_line(tmp_path):
     code = (
         "import sys, caps_tf.data.datasets as datasets\n"
-        "from caps_tf.errors import run_script\n"
+        "from caps_tf.scripts import run_script\n"
         "run_script(lambda argv: datasets.open_dataset('mnist', storage=sys.stdin.read()) and 0)"
     )
     nowhere = "http://127.0.0.1:9"  # nothing listens there

@@ -29,7 +29,7 @@ import tensorflow_datasets as tfds
 
 from caps_tf.data import records
 from caps_tf.errors import UserError
-from caps_tf.files import locked, write_atomically
+from caps_tf.files import check_space, locked, write_atomically
 from caps_tf.progress import Progress
 
 PathLike = str | os.PathLike[str]
@@ -155,13 +155,8 @@ def _prepare(directory: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
 
 def _check_space(directory: Path, schema: Schema, sources: Mapping[str, RecordSource]) -> None:
     present = sum(path.stat().st_size for path in directory.glob(f"{schema.name}-*.tfrecord-*"))
-    needed = sum(source.max_bytes() for source in sources.values()) - present
-    free = shutil.disk_usage(directory).free
-    if free < needed and not (directory / _METADATA).exists():
-        raise UserError(
-            f"{directory}: needs up to {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free: "
-            "make room or choose another --storage"
-        )
+    if not (directory / _METADATA).exists():
+        check_space(directory, sum(source.max_bytes() for source in sources.values()) - present)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ once a task. Nothing depends on which process does it, so the bytes are the same
 import functools
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from caps_tf.data import norb_format, renderer, toys
 from caps_tf.data.processes import IN_USE, explained, process_map
 from caps_tf.errors import UserError
-from caps_tf.files import locked
+from caps_tf.files import check_space, locked
 from caps_tf.progress import Progress
 
 NAME = "renderednorb"
@@ -155,7 +154,7 @@ def render_set(
             for split in ("training", "testing")
             if not all(path.exists() for path in grid.paths(directory, split).values())
         ]
-        _check_space(directory, grid, len(missing))
+        check_space(directory, len(missing) * grid.pairs_per_split * (2 * grid.image_size**2 + 20))
         if missing:
             _render(directory, grid, missing, seed, num_processes or os.cpu_count() or 1)
         return len(missing) * grid.pairs_per_split
@@ -181,16 +180,6 @@ def _prepare(directory: Path, grid: Grid, seed: int, overwrite: bool) -> None:
     temporary = manifest.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(manifest)
-
-
-def _check_space(directory: Path, grid: Grid, splits: int) -> None:
-    needed = splits * grid.pairs_per_split * (2 * grid.image_size**2 + 20)
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise UserError(
-            f"{directory}: needs {needed / 1e9:.2f} GB of disk space, {free / 1e9:.2f} GB are free: "
-            "make room or choose another --storage"
-        )
 
 
 def _render(directory: Path, grid: Grid, splits: list[str], seed: int, num_processes: int) -> None:

@@ -76,8 +76,7 @@ def make_splits(
         >>> {name: split.num_records for name, split in splits.items()}  # doctest: +SKIP
         {'train': 7287, 'validation': 813, 'familiar': 8100, 'novel': 16200}
     """
-    if not 0 <= val_prop < 1:
-        raise UserError(f"val_prop must be at least 0 and below 1, not {val_prop}")
+    _check_proportion(val_prop)
     ranges = parse_viewpoints(viewpoints)
     if (ranges or val_instances) and not dataset.has_viewpoints:
         raise UserError(f"{dataset.name}: its records name neither toys nor viewpoints: use val_prop only")
@@ -151,8 +150,7 @@ def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dic
     Raises:
         UserError: a split would be empty.
     """
-    if not 0 <= val_prop < 1:
-        raise UserError(f"val_prop must be at least 0 and below 1, not {val_prop}")
+    _check_proportion(val_prop)
     held_out = 0 if dataset.num_validation else round(val_prop * dataset.num_train)
     parts = {"train": ("train", 0, dataset.num_train - held_out)}
     if dataset.num_validation:
@@ -165,6 +163,11 @@ def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dic
     return {
         name: Split(dataset, name, source, start, stop, stop - start) for name, (source, start, stop) in parts.items()
     }
+
+
+def _check_proportion(val_prop: float) -> None:
+    if not 0 <= val_prop < 1:
+        raise UserError(f"val_prop must be at least 0 and below 1, not {val_prop}")
 
 
 def _viewpoint_labels(dataset: ImageDataset, source: str) -> dict[str, np.ndarray]:

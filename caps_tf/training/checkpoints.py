@@ -65,7 +65,7 @@ class Checkpoints:
         self.window = tf.Variable(tf.zeros(3, tf.float64), trainable=False, name="window")
         self.awaits_validation = tf.Variable(False, trainable=False, name="awaits_validation")
         always = {"model": model, "optimizer": optimizer, "step": self.step, "best_accuracy": self.best_accuracy}
-        # Runs of version 0.1.0 may lack these.
+        # Checkpoints from before runs could stop within an epoch lack these.
         sometimes = {"window": self.window, "awaits_validation": self.awaits_validation}
         self._always = tf.train.Checkpoint(**always)
         self._sometimes = tf.train.Checkpoint(**sometimes)
