@@ -176,15 +176,13 @@ class EMCapsules(RoutingLayer):
         b, p, q, k, i = ops.shape(activations)
         *pose_shape, capsules = *poses.shape[-2:], self.capsules
         columns = pose_columns(ops.reshape(poses, (b, p * q, k * i, *pose_shape)))
-        by_child, rows = vote_weights(ops.cast(kernel, precision))
+        weights = vote_weights(ops.cast(kernel, precision))
         costs = self._costs(pose_shape[0] * kernel.shape[-1], precision)
-        size = len(columns)
 
-        def route(*tensors):
-            columns, (activations, by_child, *costs), rows = tensors[:size], tensors[size:-size], tensors[-size:]
+        def route(columns, activations, weights: VoteWeights, costs):
             beta_u, beta_a, *temperature = costs
             columns = [ops.reshape(column, (-1, *column.shape[2:])) for column in columns]
-            votes = votes_of_children(columns, VoteWeights(by_child, rows))
+            votes = votes_of_children(columns, weights)
             if offsets is not None:
                 votes = votes + ops.cast(offsets, precision)
             votes = ops.reshape(votes, (-1, p, q, capsules, votes.shape[2], k, i))
@@ -207,7 +205,7 @@ class EMCapsules(RoutingLayer):
 
         elements = p * q * k * i * capsules * pose_shape[0] * kernel.shape[-1]
         images = images_at_a_time(poses.shape[0], elements, self.votes_at_a_time)
-        return map_groups(keras.remat(route), (*columns, activations), (by_child, *costs, *rows), images)
+        return map_groups(route, (columns, activations), (weights, costs), images, recompute=True)
 
     def get_config(self):
         return {

@@ -232,20 +232,18 @@ class HeinsenRouting(RoutingLayer):
         kernel, bias, *betas = weights
         form = votes_form(kernel, bias)
         of_examples, of_weights = form.lay_out(poses, kernel, bias)
-        size = len(of_examples)
 
-        def route(scores, *tensors):
-            *of_weights, beta_use, beta_ign = tensors[size:]
-            votes = form(tensors[:size], of_weights)
-            return heinsen_routing(scores, votes, beta_use, beta_ign, self.n_iters, self.p_model, self.eps)[:kept]
+        def route(scores, of_examples, of_weights, betas):
+            votes = form(of_examples, of_weights)
+            return heinsen_routing(scores, votes, *betas, self.n_iters, self.p_model, self.eps)[:kept]
 
-        grouped, shared = (scores, *of_examples), (*of_weights, *map(ops.transpose, betas))
+        grouped, shared = (scores, of_examples), (of_weights, tuple(map(ops.transpose, betas)))
         batch, n_inp, parents = *scores.shape, kernel.shape[1]
         if None in (n_inp, parents):
             return route(*grouped, *shared)
         votes = n_inp * parents * self.d_cov * self.d_out
         examples = images_at_a_time(batch, votes, self.votes_at_a_time)
-        return map_groups(route if examples == batch else keras.remat(route), grouped, shared, examples)
+        return map_groups(route, grouped, shared, examples, recompute=examples != batch)
 
     def _parents(self, n_out: int | None, children: int | Tensor) -> int | Tensor:
         """Number of parents of this call."""

@@ -210,11 +210,13 @@ def em_routing(
     routing_weights = ops.convert_to_tensor(initial_routing_weights(neighbourhood, parent_types), dtype=votes.dtype)
     routing_weights = ops.broadcast_to(routing_weights, (ops.shape(votes)[0] // (p * q), *in_space[1:]))
     for iteration in range(iterations):
+        # M-step
         weights = ops.reshape(routing_weights, merged) * activations
         temperature = inverse_temperature(iteration, final_lambda) if fixed_temperature is None else fixed_temperature
         mu, variance, parent_logits = m_step(weights, votes, beta_u, beta_a, temperature, epsilon, variance_floor)
         parent_activations = bounded_gradient(ops.sigmoid(parent_logits))
         if iteration < iterations - 1:
+            # E-step
             logits = log_likelihood(votes, mu, variance) + ops.log(parent_activations + epsilon)[..., None]
             routing_weights = softmax_over_parents(ops.reshape(bounded_gradient(logits), in_space), neighbourhood)
     gaussians = (*in_space[:4], pose_size)

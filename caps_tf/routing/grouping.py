@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 Tensor = Any
@@ -27,28 +28,39 @@ def images_at_a_time(batch: int | None, elements: int, votes_at_a_time: int) -> 
 
 def map_groups(
     function: Callable[..., tuple[Tensor, ...]],
-    grouped: tuple[Tensor, ...],
-    shared: tuple[Tensor, ...],
+    grouped: tuple[Any, ...],
+    shared: tuple[Any, ...],
     group: int | None,
+    recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     """Calls `function` for one group of images, or of parent positions, after the other.
 
     Args:
-        function: of a part of each tensor of `grouped` and of all of `shared`, to tensors [group, ...].
-        grouped: tensors [n, ...].
-        shared: what all groups share.
+        function: of a part of each argument of `grouped` and of all of `shared`, to tensors [group, ...].
+        grouped: tensors [n, ...], or tuples and named tuples of them.
+        shared: what all groups share, tensors or tuples of them.
         group: size of a group, a divisor of n; None for all at once.
+        recompute: whether the gradient calls `function` again instead of keeping what it made.
 
     Returns:
         The results of all, [n, ...].
 
     Example:
-        >>> halves = map_groups(lambda x, factor: (x * factor,), (ops.ones((6, 3)),), (0.5,), group=2)
-        >>> tuple(halves[0].shape)
-        (6, 3)
+        >>> pair = ops.ones((6, 3)), ops.ones((6, 2))
+        >>> found = map_groups(lambda pair, factor: (factor * pair[0], pair[1]), (pair,), (0.5,), group=2)
+        >>> [tuple(tensor.shape) for tensor in found]
+        [(6, 3), (6, 2)]
     """
-    if group is None or grouped[0].shape[0] == group:
-        return function(*grouped, *shared)
-    parts = tuple(ops.reshape(tensor, (-1, group, *tensor.shape[1:])) for tensor in grouped)
-    found = ops.map(lambda part: function(*part, *shared), parts)
+    flat, flat_shared = keras.tree.flatten(grouped), keras.tree.flatten(shared)
+
+    def call(*tensors):
+        parts = keras.tree.pack_sequence_as(grouped, tensors[: len(flat)])
+        return function(*parts, *keras.tree.pack_sequence_as(shared, tensors[len(flat) :]))
+
+    if recompute:
+        call = keras.remat(call)
+    if group is None or flat[0].shape[0] == group:
+        return call(*flat, *flat_shared)
+    parts = tuple(ops.reshape(tensor, (-1, group, *tensor.shape[1:])) for tensor in flat)
+    found = ops.map(lambda part: call(*part, *flat_shared), parts)
     return tuple(ops.reshape(value, (-1, *value.shape[2:])) for value in found)

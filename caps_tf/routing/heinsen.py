@@ -305,11 +305,14 @@ def heinsen_routing(
     log_likelihoods = ops.zeros_like(active) + ops.zeros((1, votes.parents, 1), dtype=active.dtype)
     routing_weights = ops.ones_like(log_likelihoods) / ops.cast(votes.parents, active.dtype)
     for iteration in range(n_iters):
+        # D-step: what each parent uses of each child, and ignores
         used = active * routing_weights
+        # M-step: scores, means and variances
         parent_scores = ops.sum(benefit * used, axis=-1) - cost_of_ignoring_all
         mean, variance = votes.fit(bounded_gradient(used / (ops.sum(used, axis=-1, keepdims=True) + eps)))
         mean, variance = bounded_gradient(mean), bounded_gradient(variance) + eps
         if iteration < n_iters - 1:
+            # E-step of the next iteration
             log_likelihoods = _log_likelihoods(votes, mean, variance, p_model)
             logits = ops.log_sigmoid(parent_scores)[..., None] + log_likelihoods
             routing_weights = ops.softmax(bounded_gradient(logits), axis=1)

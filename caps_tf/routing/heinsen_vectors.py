@@ -144,13 +144,16 @@ def route_vectors(
         # The same as beta_use D_use - beta_ign D_ign, in fewer passes over the largest tensors.
         return activations * (routing_weights * beta_both - beta_ign)
 
+    # D-step and M-step of the first iteration, whose routing weights are equal
     credit = credit_of(routing_weights)
     vectors = combine(credit)
     for _ in range(n_iters - 1):
+        # E-step
         judgements = bounded_gradient(judge(vectors))
         if mask is not None:
             judgements = ops.where(mask, IGNORED_SCORE, judgements)
         routing_weights = ops.softmax(judgements, axis=-1)
+        # D-step and M-step
         credit = credit_of(routing_weights)
         vectors = combine(credit)
     if attended is not None:
