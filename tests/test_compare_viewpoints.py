@@ -109,3 +109,12 @@ def test_the_script_prints_the_table_and_draws_the_picture(tmp_path):
         "examples/compare_viewpoints.py", f"--runs={first},{second}", "--familiar=0.65", check=False
     )
     expect_one_line(out_of_reach, "reaches 60.0% on familiar viewpoints, not 65.0%")
+
+
+def test_a_network_is_called_by_its_preset_unless_flags_beside_it_differ(tmp_path):
+    shares = [(0.5, 0.4)]
+    parameters = [{"preset": "a", "C": 1}, {"preset": "b", "C": 2}, {"preset": "b", "C": 3}, {"preset": "", "C": 4}]
+    runs = [write_run(tmp_path / str(number), shares, **each) for number, each in enumerate(parameters)]
+    names = list(read_networks(runs))
+    assert names[0] == "a" and list(read_networks(runs[:2])) == ["a", "b"]
+    assert names[1:] == [f"cnn_baseline (preset={preset}, C={C})" for preset, C in (("b", 2), ("b", 3), ("", 4))]

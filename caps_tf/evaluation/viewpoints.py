@@ -67,8 +67,9 @@ def read_results(run: PathLike) -> list[ViewpointResult]:
 def read_networks(runs: Iterable[PathLike]) -> dict[str, list[Run]]:
     """Reads several runs, and puts those of one network together.
 
-    Runs are of one network where all parameters but the seed, names, places and devices agree. Where an architecture
-    stands in several groups, the names tell what they differ in.
+    Runs are of one network where all parameters but the seed, names, places and devices agree. A network is called by
+    its preset, if it has one of its own, or by its architecture; where an architecture stands in several groups, the
+    names tell what they differ in.
 
     Args:
         runs: directories, as `read_results` takes them.
@@ -94,7 +95,10 @@ def read_networks(runs: Iterable[PathLike]) -> dict[str, list[Run]]:
 
 
 def _name(parameters: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """The architecture, and in what it differs from other groups of the same one."""
+    """The preset, where no other group has it; else the architecture, and in what groups of the same one differ."""
+    preset = parameters.get("preset")
+    if preset and sum(other.get("preset") == preset for other in others) == 1:
+        return preset
     same = [other for other in others if other["network"] == parameters["network"]]
     differing = [key for key in parameters if any(other.get(key) != parameters[key] for other in same)]
     told = ", ".join(f"{key}={parameters[key]}" for key in differing)
