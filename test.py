@@ -1,7 +1,9 @@
 """Tests a trained directory on the test set and writes a report with figures.
 
-python test.py --load_dir=logs/smallNORB/<date>_<name>
-python test.py --load_dir=... --ckpt_name=best      # latest (default), best, all, or a name such as step-1200
+    python test.py --load_dir=logs/smallNORB/<date>_<name>
+    python test.py --load_dir=... --ckpt_name=best      # latest (default), best, all, or a name such as step-1200
+
+Network and data are those of the run, from its params.json.
 """
 
 import dataclasses

@@ -86,7 +86,7 @@ def resolve_config() -> RunConfig:
         params = dict(load_preset(preset.value).flags)
     given = {option.name for option in dataclasses.fields(RunConfig) if flags.FLAGS[option.name].present}
     config = RunConfig(**params | {name: flags.FLAGS[name].value for name in given})
-    config.check_given(sorted(given))
+    config.check_given(sorted(given))  # tells of iter_routing also where its other name, num_routing, was given
     return config
 
 

@@ -1,6 +1,6 @@
 """The networks that train_val.py trains: one entry each, from which flags, factories, help texts and tests read.
 
-To add a network write its builder, and its entry here. Nothing else in the library lists networks. This module imports
+To add a network write its builder, and its entry here. Nothing else that trains or tests lists networks. This module imports
 neither Keras nor TensorFlow, so that flags are parsed at once.
 """
 

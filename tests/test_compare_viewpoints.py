@@ -118,3 +118,15 @@ def test_a_network_is_called_by_its_preset_unless_flags_beside_it_differ(tmp_pat
     names = list(read_networks(runs))
     assert names[0] == "a" and list(read_networks(runs[:2])) == ["a", "b"]
     assert names[1:] == [f"cnn_baseline (preset={preset}, C={C})" for preset, C in (("b", 2), ("b", 3), ("", 4))]
+
+
+def test_a_run_tested_before_iterations_had_one_name_is_of_the_same_network(tmp_path):
+    shares = [(0.5, 0.4)]
+    parameters = [
+        {"network": "attention", "iter_routing": 0, "num_routing": 2},
+        {"network": "attention", "iter_routing": 0},
+    ]
+    parameters += [{"network": "attention", "iter_routing": 3}]
+    runs = [write_run(tmp_path / str(number), shares, **each) for number, each in enumerate(parameters)]
+    networks = read_networks(runs)
+    assert [len(group) for group in networks.values()] == [2, 1]

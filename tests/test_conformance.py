@@ -75,10 +75,12 @@ def test_a_networks_model_bears_its_builders_name_and_scores_every_class(built):
 
 def test_scores_are_between_0_and_1_unless_the_entry_calls_them_logits(built):
     name, model = built
-    rng = np.random.default_rng(1)
+    rng, initial = np.random.default_rng(1), model.get_weights()
     for weight in model.trainable_weights:  # far from where initial scores of all kinds are near zero
         weight.assign(weight.numpy() + rng.normal(size=weight.shape))
     scores = scores_of(model, name)
+    model.set_weights(initial)
+    assert np.isfinite(scores).all()
     assert bool(((scores >= 0) & (scores <= 1)).all()) is not NETWORKS[name].logits
 
 
@@ -143,6 +145,14 @@ def test_an_entry_names_flags_that_there_are_and_arguments_that_its_builder_take
     assert list(arguments)[: len(shapes) + 1] == [*shapes, "num_classes"]
 
 
+def test_the_published_networks_have_their_published_iterations_and_losses():
+    published = {"matrix_capsules": (2, True), "heinsen_norb": (3, False), "heinsen_sst": (3, False)}
+    published |= {"attention": (2, False), "conv_capsules": (0, False), "cnn_baseline": (0, False)}
+    for name, expected in published.items():
+        config = RunConfig(network=name)
+        assert (config.routing_iterations, config.uses_spread_loss) == expected, name
+
+
 def test_every_flag_of_networks_is_read_by_one():
     assert {flag for network in NETWORKS.values() for flag in network.flags} == NETWORK_FLAGS
 
@@ -171,7 +181,7 @@ def no_forgotten_entry(monkeypatch, name, **changes):
 
 
 def test_wrong_entries_are_noticed(monkeypatch):
-    """The tests above fail for an entry that forgets one of what was forgotten silently before there were entries."""
+    """The tests above fail for what was forgotten silently before there were entries: logits, builder, routing, counts."""
     name = "conv_capsules"
     model = model_of(name)
     no_forgotten_entry(monkeypatch, name, logits=False)

@@ -52,6 +52,26 @@ def test_the_conformance_test_passes_for_the_network_of_the_recipe(recipe):
     assert int(re.search(r"(\d+) passed", process.stdout)[1]) >= 9
 
 
+LAYER = """
+import recipe, keras, numpy as np
+from caps_tf.layers.cosine_capsules import CosineCapsules
+from caps_tf.models.costs import count_costs
+children = keras.Input((3, 4, 2, 5))
+layer = CosineCapsules(6, iterations=3)
+model = keras.Model(children, layer(children))
+assert count_costs(model, 2).votes == 2 * 12 * 2 * 6 * 5
+steps = layer.routing_trace(np.random.default_rng(0).normal(size=(2, 3, 4, 2, 5))).steps
+assert [tuple(step.routing_weights.shape) for step in steps] == [(2, 6, 24)] * 3
+for step in steps:
+    np.testing.assert_allclose(np.sum(step.routing_weights, axis=1), 1.0, rtol=1e-5)
+"""
+
+
+def test_the_layer_of_the_recipe_counts_and_traces(recipe):
+    process = run(recipe, "-c", LAYER)
+    assert process.returncode == 0, process.stderr[-2000:]
+
+
 def test_the_network_of_the_recipe_is_trained_by_its_name(recipe, storage):
     flags = ("--network=cosine", "--capsules=3", f"--storage={storage}", "--name=recipe", "--epoch=2")
     process = run(recipe, "-c", TRAIN, *SMALL_DATA, *flags)

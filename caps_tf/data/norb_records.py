@@ -1,12 +1,14 @@
 """NORB splits as records in TensorFlow Datasets' schema for smallnorb, version 2.1.0.
 
-image, image2     [h, w, 1] uint8: the left and the right camera
-label_category    0-4, see `norb_format.CATEGORIES`
-instance          0-9
-label_elevation   0-8, 30 + 5e degrees
-label_azimuth     0-17, 20a degrees (half of what the info file holds)
-label_lighting    0-5
-id                "train_00042": the row in the .mat files, counted from 0
+    image, image2     [h, w, 1] uint8: the left and the right camera
+    label_category    0-4, see `norb_format.CATEGORIES`
+    instance          0-9
+    label_elevation   0-8, 30 + 5e degrees
+    label_azimuth     0-17, 20a degrees (half of what the info file holds)
+    label_lighting    0-5
+    id                "train_00042": the row in the .mat files, counted from 0
+
+A record is a stereo pair.
 """
 
 import mmap

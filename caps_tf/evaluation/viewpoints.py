@@ -18,6 +18,8 @@ from matplotlib.ticker import PercentFormatter
 
 from caps_tf.errors import UserError
 from caps_tf.evaluation.style import COLORS, FAINT, add_legend, new_figure, style_axes
+from caps_tf.networks import NETWORKS
+from caps_tf.training.config import current_names
 
 PathLike = str | os.PathLike[str]
 
@@ -87,7 +89,10 @@ def read_networks(runs: Iterable[PathLike]) -> dict[str, list[Run]]:
             raise UserError(f"{run}: is given twice: drop one")
         seen.add(Path(run).resolve())
         reports = _reports(run)
-        parameters = {key: value for key, value in reports[0]["details"].items() if key not in _NOT_THE_NETWORK}
+        parameters = current_names(reports[0]["details"])
+        parameters = {key: value for key, value in parameters.items() if key not in _NOT_THE_NETWORK}
+        if not parameters.get("iter_routing") and parameters["network"] in NETWORKS:
+            parameters["iter_routing"] = NETWORKS[parameters["network"]].iterations
         group = groups.setdefault(json.dumps(parameters, sort_keys=True), (parameters, []))
         group[1].append(_results(reports))
     parameters = [group[0] for group in groups.values()]

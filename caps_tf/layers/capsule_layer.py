@@ -70,7 +70,7 @@ class CapsuleLayer(CountedLayer):
 class RoutingLayer(CapsuleLayer):
     """Base class of all layers that route.
 
-    XLA compiles a network from its first routing layer on, the memory check adds up the votes of all of them, and
+    XLA compiles a network from its first routing layer on, the memory check takes the largest votes of one of them, and
     `--routing_gauges` reads their traces. A class of its own defines, besides what a Keras layer needs, `layer_cost`,
     `routing_trace`, and `capsules_of` if its calls return something else than poses and activations.
 

@@ -357,10 +357,7 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error}): mend it, or train anew") from None
     if not isinstance(params, dict):
         raise UserError(f"{path}: expected an object of parameters, not {type(params).__name__}")
-    # Runs before attention took its iterations from iter_routing, which it did not read.
-    num_routing = params.pop("num_routing", None)
-    if num_routing is not None and params.get("network") == "attention":
-        params["iter_routing"] = num_routing
+    params = current_names(params)
     unknown = sorted(set(params) - {option.name for option in dataclasses.fields(RunConfig)})
     if unknown:
         raise UserError(f"{path}: this version has no parameter {unknown[0]!r}: use the version that wrote it")
@@ -368,6 +365,20 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
         return whole_numbers_as_floats(params)
     except OverflowError:
         raise UserError(f"{path}: holds a number that is too large: mend it, or train anew") from None
+
+
+def current_names(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of earlier runs by today's names: attention's iterations were num_routing, and iter_routing the others'.
+
+    Example:
+        >>> current_names({"network": "attention", "iter_routing": 0, "num_routing": 4})
+        {'network': 'attention', 'iter_routing': 4}
+    """
+    params = dict(params)
+    num_routing = params.pop("num_routing", None)
+    if num_routing is not None and params.get("network") == "attention":
+        params["iter_routing"] = num_routing
+    return params
 
 
 def whole_numbers_as_floats(params: Mapping[str, Any]) -> dict[str, Any]:

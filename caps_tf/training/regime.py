@@ -6,6 +6,7 @@ import keras
 from keras.optimizers import schedules
 
 from caps_tf.losses import MarginSchedule
+from caps_tf.networks import NETWORKS
 from caps_tf.optimizers import Adam, MomentumSGD, RectifiedAdam
 from caps_tf.routing.em import inverse_temperature
 from caps_tf.training.config import RunConfig
@@ -104,7 +105,7 @@ def make_gauges(config: RunConfig, steps_per_epoch: int) -> dict[str, Callable[[
         gauges["momentum"] = momentum
     if config.uses_spread_loss:
         gauges["margin"] = make_margin_schedule(config)
-    if config.network == "matrix_capsules":
+    if "final_lambda" in NETWORKS[config.network].flags:
         final = inverse_temperature(config.routing_iterations - 1, config.final_lambda)
         gauges["inverse_temperature"] = lambda step: final
     return gauges
