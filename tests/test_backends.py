@@ -14,13 +14,15 @@ ANY_BACKEND = sorted(
         "caps_tf/models/*.py",
         "caps_tf/initializers.py",
         "caps_tf/losses.py",
+        "caps_tf/networks.py",
         "caps_tf/optimizers.py",
         "examples/cifar10_any_backend.py",
     )
     for path in ROOT.glob(pattern)
 )
 ALLOWED = {
-    f"caps_tf.{name}" for name in ("errors", "initializers", "layers", "losses", "models", "optimizers", "routing")
+    f"caps_tf.{name}"
+    for name in ("errors", "initializers", "layers", "losses", "models", "networks", "optimizers", "routing")
 }
 
 

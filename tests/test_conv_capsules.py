@@ -70,7 +70,7 @@ def test_convolutions_that_cannot_be_read_are_named(text):
 
 
 def test_an_unknown_routing_is_refused():
-    with pytest.raises(UserError, match="routing must be one of attention, em, heinsen, none, not 'dynamic'"):
+    with pytest.raises(UserError, match="routing must be one of em, heinsen, attention, none, not 'dynamic'"):
         conv_capsules((16, 16, 1), 2, routing="dynamic")
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.clusters import Cluster
 from tests.runs import assert_learned_the_same, log_lines, train, weights
-from tests.small_norb import SMALL_DATA, TINY, expect_one_line, run_script
+from tests.small_norb import TINY, expect_one_line, run_script
 
 SLOW = ("--epoch=1", "--lrn_rate=1e-5")
 
@@ -25,7 +25,7 @@ def test_two_devices_learn_what_one_does(storage, slow_run):
 
 def test_two_workers_learn_what_one_process_does_and_only_the_chief_writes(storage, slow_run):
     with Cluster(2) as cluster:
-        cluster.start("train_val.py", *SMALL_DATA, *SLOW, f"--storage={storage}", "--name=worker{index}")
+        cluster.start("train_val.py", *TINY, *SLOW, f"--storage={storage}", "--name=worker{index}")
         cluster.end()
     [chief] = (storage / "logs" / "smallNORB").glob("*_worker0")
     assert_learned_the_same(chief, slow_run)
