@@ -58,8 +58,10 @@ def compare_images(splits: dict[str, Split], resize: tuple[int, int] | None) -> 
     """What the nearest neighbour in pixels gets right of each test part."""
     known, classes = pixels(splits["train"], resize)
     found = {"classifier": "nearest_neighbour", "training_examples": len(classes), "parts": {}}
-    for name in (name for name in splits if name != "train"):
-        images, labels = pixels(splits[name], resize)
+    for name, split in splits.items():
+        if name == "train":
+            continue
+        images, labels = pixels(split, resize)
         with Progress(len(known) * len(images), "distances", f"nearest neighbours, {name}") as progress:
             guess = classes[nearest_neighbours(known, images, progress.update)]
         found["parts"][name] = {"num_examples": len(labels), "accuracy": float(np.mean(guess == labels))}

@@ -176,7 +176,7 @@ def test_a_flags_value_reaches_the_builder_and_is_refused_where_it_does_not(name
             config.check_given([flag])
 
 
-def no_forgotten_entry(monkeypatch, name, **changes):
+def change_entry(monkeypatch, name, **changes):
     monkeypatch.setitem(NETWORKS, name, dataclasses.replace(NETWORKS[name], **changes))
 
 
@@ -184,12 +184,12 @@ def test_wrong_entries_are_noticed(monkeypatch):
     """The tests above fail for what was forgotten silently before there were entries: logits, builder, routing, counts."""
     name = "conv_capsules"
     model = model_of(name)
-    no_forgotten_entry(monkeypatch, name, logits=False)
+    change_entry(monkeypatch, name, logits=False)
     with pytest.raises(AssertionError):
         test_scores_are_between_0_and_1_unless_the_entry_calls_them_logits((name, model))
-    no_forgotten_entry(monkeypatch, name, builder="caps_tf.models:cnn_baseline", logits=True, flags={}, smallest={})
+    change_entry(monkeypatch, name, builder="caps_tf.models:cnn_baseline", logits=True, flags={}, smallest={})
     another = model_of(name)
-    no_forgotten_entry(monkeypatch, name, builder="caps_tf.models:conv_capsules")
+    change_entry(monkeypatch, name, builder="caps_tf.models:conv_capsules")
     with pytest.raises(AssertionError):
         test_a_networks_model_bears_its_builders_name_and_scores_every_class((name, another))
     with pytest.raises(AssertionError):  # no routing layer, so neither XLA nor votes

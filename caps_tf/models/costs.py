@@ -139,12 +139,13 @@ def estimate_memory(model: keras.Model, batch_size: int) -> int:
 
 def _count_layer(layer: keras.Layer, inputs: list[Shape], outputs: list[Shape], batch: int) -> LayerCost | None:
     """What a layer multiplies in the forward pass; None for a layer that contracts nothing."""
-    kinds = {keras.layers.Conv2D: _convolution, keras.layers.Dense: _dense}
-    count = layer.layer_cost if isinstance(layer, CountedLayer) else None
-    for kind, of_kind in kinds.items():
-        if isinstance(layer, kind):
-            count = functools.partial(of_kind, layer)
-    if count is None:
+    if isinstance(layer, CountedLayer):
+        count = layer.layer_cost
+    elif isinstance(layer, keras.layers.Conv2D):
+        count = functools.partial(_convolution, layer)
+    elif isinstance(layer, keras.layers.Dense):
+        count = functools.partial(_dense, layer)
+    else:
         return None
     return count(*([_known(shape, batch, layer) for shape in shapes] for shapes in (inputs, outputs)))
 
