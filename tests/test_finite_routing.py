@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+from caps_tf.routing import heinsen_routing, votes_form
 from caps_tf.routing.em import em_routing
-from caps_tf.routing.heinsen import P_MODELS, heinsen_routing, votes_form
+from caps_tf.routing.heinsen import P_MODELS
 from caps_tf.routing.heinsen_vectors import VectorRoutingWeights, efficient_vector_routing
 from caps_tf.routing.inverted_attention import first_parents, next_parents, routing_weights
 from caps_tf.routing.neighbourhood import Neighbourhood

@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 from caps_tf.layers import HeinsenRouting
-from caps_tf.routing.heinsen import SharedVotes, StoredSharedVotes, heinsen_routing, votes_form
+from caps_tf.routing import SharedVotes, StoredSharedVotes, heinsen_routing, votes_form
 from tests import heinsen_reference
 from tests.gradients import gradients
 from tests.layer_checks import run_layer_test

@@ -10,14 +10,8 @@ from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer, multiplication
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.grouping import images_at_a_time, map_groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
-from caps_tf.routing.heinsen import (
-    P_MODELS,
-    HeinsenParents,
-    StoredSharedVotes,
-    StoredVotes,
-    heinsen_routing,
-    votes_form,
-)
+from caps_tf.routing.heinsen import P_MODELS, HeinsenParents, heinsen_routing
+from caps_tf.routing.heinsen_votes import StoredSharedVotes, StoredVotes, votes_form
 
 Tensor = Any
 
@@ -230,19 +224,18 @@ class HeinsenRouting(RoutingLayer):
         Nothing needs the votes of two examples at once: for the gradient they are made again.
         """
         kernel, bias, *betas = weights
-        form = votes_form(kernel, bias)
-        of_examples, of_weights = form.lay_out(poses, kernel, bias)
+        votes = votes_form(kernel, bias).of(poses, kernel, bias)
 
-        def route(scores, of_examples, of_weights, betas):
-            votes = form(of_examples, of_weights)
-            return heinsen_routing(scores, votes, *betas, self.n_iters, self.p_model, self.eps)[:kept]
+        def route(scores, poses, weights, betas):
+            some = votes.of_examples(poses, weights)
+            return heinsen_routing(scores, some, *betas, self.n_iters, self.p_model, self.eps)[:kept]
 
-        grouped, shared = (scores, of_examples), (of_weights, tuple(map(ops.transpose, betas)))
+        grouped, shared = (scores, votes.poses), (votes.shared, tuple(map(ops.transpose, betas)))
         batch, n_inp, parents = *scores.shape, kernel.shape[1]
         if None in (n_inp, parents):
             return route(*grouped, *shared)
-        votes = n_inp * parents * self.d_cov * self.d_out
-        examples = images_at_a_time(batch, votes, self.votes_at_a_time)
+        elements = n_inp * parents * self.d_cov * self.d_out
+        examples = images_at_a_time(batch, elements, self.votes_at_a_time)
         return map_groups(route, grouped, shared, examples, recompute=examples != batch)
 
     def _parents(self, n_out: int | None, children: int | Tensor) -> int | Tensor:

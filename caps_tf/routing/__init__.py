@@ -21,8 +21,9 @@ The letters of every einsum in this library:
 
 from caps_tf.routing.credit import end_to_end_credit
 from caps_tf.routing.em import em_routing
-from caps_tf.routing.heinsen import StoredSharedVotes, StoredVotes, heinsen_routing
+from caps_tf.routing.heinsen import heinsen_routing
 from caps_tf.routing.heinsen_vectors import efficient_vector_routing, route_vectors
+from caps_tf.routing.heinsen_votes import SharedVotes, StoredSharedVotes, StoredVotes, votes_form
 from caps_tf.routing.inverted_attention import (
     first_parents,
     next_parents,
@@ -35,6 +36,7 @@ from caps_tf.routing.neighbourhood import Neighbourhood
 
 __all__ = [
     "Neighbourhood",
+    "SharedVotes",
     "StoredSharedVotes",
     "StoredVotes",
     "efficient_vector_routing",
@@ -48,4 +50,5 @@ __all__ = [
     "route_vectors",
     "routing_weights",
     "shared_parents",
+    "votes_form",
 ]

@@ -10,10 +10,28 @@ from typing import Any
 import keras
 from keras import ops
 
+from caps_tf.routing.hand_written_gradient import Gradient, with_gradient
+
 Tensor = Any
 
 LARGEST = 1e8
 """Four numbers of this size may be multiplied, and a million such products added up, before float32 overflows."""
+
+
+def clipped(tensor: Tensor) -> Tensor:
+    """Clips to +-`LARGEST`, for gradients that are written by hand; where it clips, its own gradient is zero.
+
+    Args:
+        tensor: float, any shape.
+
+    Returns:
+        The same shape and dtype.
+
+    Example:
+        >>> np.array(clipped(np.array([1.5, -1e30])))
+        array([ 1.5e+00, -1.0e+08])
+    """
+    return ops.clip(tensor, -LARGEST, LARGEST)
 
 
 def bounded(tensor: Tensor) -> Tensor:
@@ -64,21 +82,15 @@ def bounded_gradient(tensor: Tensor) -> Tensor:
     return _clip_gradient(_read(tensor))
 
 
-@ops.custom_gradient
-def _clip_values(tensor: Tensor) -> Tensor:
-    def gradient(*arguments, upstream=None):
-        return arguments[0] if upstream is None else upstream
-
-    return ops.clip(tensor, -LARGEST, LARGEST), gradient
+@with_gradient
+def _clip_values(tensor: Tensor) -> tuple[Tensor, Gradient]:
+    return clipped(tensor), lambda arriving: arriving
 
 
-@ops.custom_gradient
-def _clip_gradient(tensor: Tensor) -> Tensor:
-    def gradient(*arguments, upstream=None):
-        return ops.clip(arguments[0] if upstream is None else upstream, -LARGEST, LARGEST)
-
+@with_gradient
+def _clip_gradient(tensor: Tensor) -> tuple[Tensor, Gradient]:
     # Not `tensor` itself: on PyTorch a function that hands its input through is no step of the graph.
-    return tensor * 1, gradient
+    return tensor * 1, clipped
 
 
 def _read(tensor: Tensor) -> Tensor:

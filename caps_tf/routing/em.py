@@ -103,9 +103,8 @@ def m_step(
     """
     parent_types, pose_size, children = votes.shape[1:]
     data = ops.sum(weights, axis=-1)
-    share = bounded_gradient(weights / (data + epsilon)[..., None])
-    moments = bounded_gradient(mean_and_variance(share, votes))
-    mu, variance = moments[0], moments[1] + variance_floor
+    mu, variance = mean_and_variance(weights / (data + epsilon)[..., None], votes)
+    variance = variance + variance_floor
     cost = pose_size * beta_u + 0.5 * ops.sum(ops.log(variance), axis=-1)
     cost = cost * data * (100.0 * parent_types / children)
     return mu, variance, inverse_temperature * (beta_a - cost)

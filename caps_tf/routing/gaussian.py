@@ -12,25 +12,32 @@ from typing import Any
 
 from keras import ops
 
+from caps_tf.routing.bounds import clipped
+from caps_tf.routing.hand_written_gradient import Gradient, with_gradient
+
 Tensor = Any
 
 
-def mean_and_variance(share: Tensor, votes: Tensor) -> Tensor:
+def mean_and_variance(share: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
     """Mean sum_c share V and variance sum_c share (V - mean)^2 of each parent's votes.
+
+    The gradients that arrive, and the one of `share`, are clipped to +-`bounds.LARGEST`.
 
     Args:
         share: [n, j, c], how much of a parent's data is of each child; sums to 1 over c, or to less.
         votes: [n, j, d, c].
 
     Returns:
-        [2, n, j, d]: means, then variances.
+        Means and variances, both [n, j, d].
 
     Example:
         >>> votes = np.array([1.0, 3.0]).reshape(1, 1, 1, 2)
-        >>> np.array(mean_and_variance(np.full((1, 1, 2), 0.5), votes)).ravel()
-        array([2., 1.])
+        >>> mean, variance = mean_and_variance(np.full((1, 1, 2), 0.5), votes)
+        >>> float(ops.squeeze(mean)), float(ops.squeeze(variance))
+        (2.0, 1.0)
     """
-    return _mean_and_variance(ops.convert_to_tensor(share), ops.convert_to_tensor(votes))
+    moments = _mean_and_variance(ops.convert_to_tensor(share), ops.convert_to_tensor(votes))
+    return moments[0], moments[1]
 
 
 def squared_distance(votes: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
@@ -52,34 +59,33 @@ def squared_distance(votes: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     return _squared_distance(*map(ops.convert_to_tensor, (votes, mean, precision)))
 
 
-@ops.custom_gradient
-def _mean_and_variance(share: Tensor, votes: Tensor) -> Tensor:
+@with_gradient
+def _mean_and_variance(share: Tensor, votes: Tensor) -> tuple[Tensor, Gradient]:
     """sum_c share V and sum_c share (V - mean)^2 for share [n, j, c] and votes [n, j, d, c]: [2, n, j, d]."""
     mean = ops.einsum("njc,njdc->njd", share, votes)
     deviation = votes - mean[..., None]
     variance = ops.einsum("njc,njdc->njd", share, ops.square(deviation))
 
-    def gradient(*arguments, upstream=None):
-        arriving = arguments[0] if upstream is None else upstream
+    def gradient(arriving):
+        arriving = clipped(arriving)
         to_mean, to_variance = arriving[0], arriving[1]
         # Zero but for rounding where shares sum to 1; they sum to a little less, or to 0 where no child is active. Summed
         # from the deviations: as mean (1 - sum share) it would be all rounding.
         to_mean = to_mean - 2.0 * to_variance * ops.einsum("njc,njdc->njd", share, deviation)
         to_share = ops.einsum("njdc,njd->njc", votes, to_mean)
         to_share = to_share + ops.einsum("njdc,njd->njc", ops.square(deviation), to_variance)
-        return to_share, share[:, :, None] * (to_mean[..., None] + deviation * (2.0 * to_variance)[..., None])
+        return clipped(to_share), share[:, :, None] * (to_mean[..., None] + deviation * (2.0 * to_variance)[..., None])
 
     return ops.stack((mean, variance)), gradient
 
 
-@ops.custom_gradient
-def _squared_distance(votes: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+@with_gradient
+def _squared_distance(votes: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Gradient]:
     """sum_d precision (V - mean)^2 for votes [n, j, d, c], mean and precision [n, j, d]: [n, j, c]."""
     deviation = votes - mean[..., None]
     distance = ops.einsum("njdc,njd->njc", ops.square(deviation), precision)
 
-    def gradient(*arguments, upstream=None):
-        arriving = arguments[0] if upstream is None else upstream
+    def gradient(arriving):
         to_mean = -2.0 * precision * ops.einsum("njc,njdc->njd", arriving, deviation)
         to_precision = ops.einsum("njc,njdc->njd", arriving, ops.square(deviation))
         return arriving[:, :, None] * (deviation * (2.0 * precision)[..., None]), to_mean, to_precision

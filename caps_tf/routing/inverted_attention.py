@@ -18,8 +18,9 @@ from typing import Any
 
 from keras import ops
 
-from caps_tf.routing.bounds import LARGEST, bounded, bounded_values
+from caps_tf.routing.bounds import bounded, bounded_values, clipped
 from caps_tf.routing.grouping import map_groups
+from caps_tf.routing.hand_written_gradient import Gradient, with_gradient
 
 Tensor = Any
 
@@ -197,8 +198,8 @@ def route_sequentially(layers: Sequence[CapsuleLayer], children: Tensor, iterati
     return children
 
 
-@ops.custom_gradient
-def _route(children: Tensor, weights: Tensor, parents: Tensor) -> Tensor:
+@with_gradient
+def _route(children: Tensor, weights: Tensor, parents: Tensor) -> tuple[Tensor, Gradient]:
     """[n, c, x, y], [c, y, z, j] and [n, x, z, j] to [n, x, z, j], with a gradient that keeps no votes.
 
     Let V be the votes, R the routing weights, s = 1 / sqrt(x z) and D the gradient that arrives. The gradient of
@@ -208,13 +209,12 @@ def _route(children: Tensor, weights: Tensor, parents: Tensor) -> Tensor:
     votes = _votes(children, weights)
     routed = _sum_over_children(_share_out(votes, parents), votes)
 
-    def gradient(*arguments, upstream=None):
-        arriving = arguments[0] if upstream is None else upstream
+    def gradient(arriving):
         votes = _votes(children, weights)
         shares = _share_out(votes, parents)
         change = _dot(votes, arriving)
         change = change - ops.sum(shares * change, axis=-1, keepdims=True) * (1.0 + EPSILON)
-        agreement = ops.clip(_scale(parents) * shares * change, -LARGEST, LARGEST)
+        agreement = clipped(_scale(parents) * shares * change)
         votes_gradient = _outer(shares, arriving) + _outer(agreement, parents)
         return (
             ops.einsum("cnxzj,cyzj->ncxy", votes_gradient, weights),

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from caps_tf.routing.hand_written_gradient import with_gradient
+
 Tensor = Any
 
 
@@ -126,12 +128,9 @@ def _flat(values: Tensor, axes: int) -> Tensor:
 def _linear(function: Callable, adjoint: Callable, fields: Neighbourhood, values: Tensor) -> Tensor:
     """A linear function of values, with its gradient."""
 
-    @ops.custom_gradient
+    @with_gradient
     def linear(values):
-        def gradient(*arguments, upstream=None):
-            return adjoint(fields, arguments[0] if upstream is None else upstream)
-
-        return function(fields, values), gradient
+        return function(fields, values), lambda arriving: adjoint(fields, arriving)
 
     return linear(values)
 

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from caps_tf.routing.bounds import bounded_values
+from caps_tf.routing.hand_written_gradient import Gradient, with_gradient
 
 Tensor = Any
 
@@ -74,16 +75,15 @@ def votes_of_children(columns: Sequence[Tensor], weights: VoteWeights) -> Tensor
     return _votes(weights.by_child, *columns, *weights.rows)
 
 
-@ops.custom_gradient
-def _votes(by_child: Tensor, *columns_and_rows: Tensor) -> Tensor:
+@with_gradient
+def _votes(by_child: Tensor, *columns_and_rows: Tensor) -> tuple[Tensor, Gradient]:
     """`votes_of_children`, with a gradient that is two matrix products for each child."""
     size = len(columns_and_rows) // 2
     columns, rows = columns_and_rows[:size], columns_and_rows[size:]
     votes = sum(column[:, None, :, None] * row[None, :, None] for column, row in zip(columns, rows, strict=True))
     n, j, x, z, c = ops.shape(votes)
 
-    def gradient(*arguments, upstream=None):
-        arriving = arguments[0] if upstream is None else upstream
+    def gradient(arriving):
         # Axes here: child c, row r of its pose at a parent position (n x), y, element w of the weight (j z).
         arriving = ops.transpose(ops.reshape(arriving, (n, j, x, z, c)), (4, 0, 2, 1, 3))
         arriving = ops.reshape(arriving, (c, n * x, j * z))

@@ -1,0 +1,268 @@
+"""The votes that Heinsen's routing asks of, in three forms: stored, stored for shared weights, and never stored.
+
+V_ij = mu_i W_ij + B_ij is what child i predicts for parent j. A form holds what votes are made of: something of each
+example, and something that all examples share, laid out once, so that a few examples at a time can be routed.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import keras
+import numpy as np
+from keras import ops
+
+from caps_tf.routing.bounds import bounded_gradient, bounded_values
+from caps_tf.routing.gaussian import mean_and_variance, squared_distance
+from caps_tf.routing.votes import VoteWeights, pose_columns, vote_weights, votes_of_children
+
+Tensor = Any
+
+FARTHEST = 1e30
+"""Bound of a squared distance that is computed in float64 and goes on in float32."""
+
+
+class Shared(NamedTuple):
+    """What the votes of all examples share.
+
+    Attributes:
+        kernel: W, laid out as the form of votes wants it.
+        bias: B, likewise.
+    """
+
+    kernel: Tensor | VoteWeights
+    bias: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Votes(ABC):
+    """What routing asks of votes, whether or not they are stored. Made by `of`.
+
+    Attributes:
+        poses: child poses as the form lays them out, tensors [b, ...] or a tuple of them.
+        shared: weights and bias.
+    """
+
+    poses: Any
+    shared: Shared
+
+    @classmethod
+    @abstractmethod
+    def of(cls, poses: Tensor, kernel: Tensor, bias: Tensor) -> Self:
+        """Lays out what votes are made of.
+
+        Args:
+            poses: mu, child poses, [b, i, x, y].
+            kernel: W, [i or 1, j, y, z]; 1 where all children share their weights.
+            bias: B, [i or 1, j, x, z].
+        """
+
+    def of_examples(self, poses: Any, shared: Shared) -> Self:
+        """The votes of other examples, or of some of them, from `poses` and `shared` as these votes have them."""
+        return replace(self, poses=poses, shared=shared)
+
+    @property
+    @abstractmethod
+    def parents(self) -> int | Tensor:
+        """Number of parents J."""
+
+    @abstractmethod
+    def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean sum_i w V and variance sum_i w (V - mean)^2 for weights w [b, j, i]: both [b, j, x, z].
+
+        The gradients that arrive, and the one of the weights, are clipped to +-`bounds.LARGEST`.
+        """
+
+    @abstractmethod
+    def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
+        """sum_xz precision (V - mean)^2 for mean and precision [b, j, x, z]: [b, j, i]."""
+
+
+class StoredVotes(Votes):
+    """Votes of children with weights of their own, as one tensor, children last.
+
+    Attributes:
+        values: [b, j, d, i]; d = x z reads a vote row by row.
+
+    Example:
+        >>> ones = np.ones
+        >>> votes = StoredVotes.of(ones((2, 7, 4, 3)), ones((7, 5, 3, 2)), ones((7, 5, 4, 2)))
+        >>> tuple(votes.values.shape), float(votes.values[0, 0, 0, 0])
+        ((2, 5, 8, 7), 4.0)
+    """
+
+    @classmethod
+    def of(cls, poses: Tensor, kernel: Tensor, bias: Tensor) -> Self:
+        return cls(pose_columns(poses), Shared(vote_weights(kernel), _children_last(bounded_values(bias))))
+
+    @cached_property
+    def values(self) -> Tensor:
+        j, x, z, i = ops.shape(self.shared.bias)
+        return bounded_values(self._without_bias() + ops.reshape(self.shared.bias, (j, x * z, i)))
+
+    def _without_bias(self) -> Tensor:
+        """mu W, [b, j, d, i]."""
+        return votes_of_children(self.poses, self.shared.kernel)
+
+    @property
+    def parents(self) -> int | Tensor:
+        return ops.shape(self.shared.bias)[0]
+
+    def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        matrices = (-1, *ops.shape(self.shared.bias)[:3])
+        mean, variance = mean_and_variance(weights, self.values)
+        return ops.reshape(mean, matrices), ops.reshape(variance, matrices)
+
+    def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
+        j, *pose = ops.shape(self.shared.bias)[:3]
+        in_a_row = (-1, j, math.prod(pose))
+        return squared_distance(self.values, ops.reshape(mean, in_a_row), ops.reshape(precision, in_a_row))
+
+
+class StoredSharedVotes(StoredVotes):
+    """Votes of children that share their weights, as one tensor.
+
+    Example:
+        >>> ones = np.ones
+        >>> votes = StoredSharedVotes.of(ones((2, 7, 4, 3)), ones((1, 5, 3, 2)), ones((1, 5, 4, 2)))
+        >>> tuple(votes.values.shape), float(votes.values[0, 0, 0, 0])
+        ((2, 5, 8, 7), 4.0)
+    """
+
+    @classmethod
+    def of(cls, poses: Tensor, kernel: Tensor, bias: Tensor) -> Self:
+        poses, kernel, bias = map(bounded_values, (poses, kernel, bias))
+        return cls(poses, Shared(kernel[0], _children_last(bias)))
+
+    def _without_bias(self) -> Tensor:
+        votes = ops.einsum("bixy,jyz->bjxzi", self.poses, self.shared.kernel)
+        b, j, x, z, i = ops.shape(votes)
+        return ops.reshape(votes, (b, j, x * z, i))
+
+
+class SharedVotes(Votes):
+    """Votes of children that share their weights, never stored: V = mu W_j + B_j.
+
+    A weighted sum of votes is the weighted sum of the poses times W_j, and a squared distance is a quadratic form in
+    the pose, so that both need no more than one product of a [j, i] with an [i, moments] matrix, where `moments` are
+    the elements y of each pose row x and their products y y'. The expanded squares cancel where votes agree, so they
+    are carried in float64.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> arguments = rng.normal(size=(2, 30, 4, 4)), rng.normal(size=(1, 5, 4, 4)), rng.normal(size=(1, 5, 4, 4))
+        >>> weights = np.full((2, 5, 30), 1 / 30)
+        >>> stored, shared = (votes.of(*arguments).fit(weights)[1] for votes in (StoredSharedVotes, SharedVotes))
+        >>> bool(ops.max(ops.abs(stored - shared)) < 1e-12)
+        True
+    """
+
+    @classmethod
+    def of(cls, poses: Tensor, kernel: Tensor, bias: Tensor) -> Self:
+        poses, kernel, bias = map(bounded_values, (poses, kernel, bias))
+        return cls(poses, Shared(kernel[0], bias[0]))
+
+    @property
+    def parents(self) -> int | Tensor:
+        return ops.shape(self.shared.bias)[0]
+
+    def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        weights = ops.cast(bounded_gradient(weights), "float64")
+        amount = ops.sum(weights, axis=-1)[:, :, None, None]
+        moments = ops.einsum("bji,bixm->bjxm", weights, self._moments)
+        first, second = moments[..., : self._size], moments[..., self._size :]  # [b, j, x, y] and [b, j, x, y y']
+        shifted = ops.einsum("bjxy,jyz->bjxz", first, self._kernel)
+        mean = shifted + amount * self._bias
+        offset = self._bias - mean
+        square = ops.einsum("bjxm,jmz->bjxz", second, self._kernel_products)
+        variance = ops.relu(square + 2.0 * shifted * offset + amount * ops.square(offset))
+        return tuple(bounded_gradient(ops.cast(value, self._dtype)) for value in (mean, variance))
+
+    def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
+        mean, precision = ops.cast(mean, "float64"), ops.cast(precision, "float64")
+        offset = self._bias - mean
+        first = 2.0 * ops.einsum("bjxz,jyz->bjxy", precision * offset, self._kernel)
+        second = ops.einsum("bjxz,jmz->bjxm", precision, self._kernel_products)
+        constant = ops.sum(precision * ops.square(offset), axis=(-2, -1))
+        form = ops.einsum("bixm,bjxm->bji", self._moments, ops.concatenate([first, second], axis=-1))
+        return ops.cast(ops.clip(form + constant[..., None], 0.0, FARTHEST), self._dtype)
+
+    @property
+    def _dtype(self) -> str:
+        return keras.backend.standardize_dtype(self.poses.dtype)
+
+    @property
+    def _size(self) -> int:
+        return self.poses.shape[-1]
+
+    @property
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Products y <= y' once: those off the diagonal stand for two."""
+        return np.triu_indices(self._size)
+
+    @cached_property
+    def _moments(self) -> Tensor:
+        """The elements y of each pose row, and their products y y': [b, i, x, moments]."""
+        poses, (first, second) = _in_float64(self.poses), self._pairs
+        products = ops.take(poses, first, axis=-1) * ops.take(poses, second, axis=-1)
+        return ops.concatenate([poses, products], axis=-1)
+
+    @cached_property
+    def _kernel(self) -> Tensor:
+        return _in_float64(self.shared.kernel)
+
+    @cached_property
+    def _bias(self) -> Tensor:
+        return _in_float64(self.shared.bias)
+
+    @cached_property
+    def _kernel_products(self) -> Tensor:
+        """W_yz W_y'z, twice for y < y': [j, y y', z]."""
+        first, second = self._pairs
+        times = ops.convert_to_tensor(np.where(first == second, 1.0, 2.0), dtype="float64")
+        return ops.take(self._kernel, first, axis=-2) * ops.take(self._kernel, second, axis=-2) * times[:, None]
+
+
+def votes_form(kernel: Tensor, bias: Tensor) -> type[Votes]:
+    """The form of votes that moves fewer bytes.
+
+    Args:
+        kernel: W, [i or 1, j, y, z]; 1 where all children share their weights.
+        bias: B, [i or 1, j, x, z].
+
+    Returns:
+        `SharedVotes` where weights are shared, poses are small and the backend has float64, else votes that are stored.
+
+    Example:
+        >>> votes_form(np.ones((1, 5, 4, 4)), np.ones((1, 5, 4, 4))).__name__
+        'SharedVotes'
+    """
+    if kernel.shape[0] != 1:
+        return StoredVotes
+    # A rule of thumb: a product over the moments of a pose row replaces passes over the elements of a vote's row, of
+    # which there are several an iteration.
+    size_in, size_out = kernel.shape[-2:]
+    moments = size_in + size_in * (size_in + 1) // 2
+    if bias.shape[0] == 1 and moments <= 4 * size_out and _has_float64():
+        return SharedVotes
+    return StoredSharedVotes
+
+
+def _has_float64() -> bool:
+    """JAX computes in float32 unless it was started otherwise."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return bool(jax.config.jax_enable_x64)
+
+
+def _children_last(bias: Tensor) -> Tensor:
+    """[i or 1, j, x, z] to [j, x, z, i or 1]."""
+    return ops.transpose(bias, (1, 2, 3, 0))
+
+
+def _in_float64(tensor: Tensor) -> Tensor:
+    return bounded_gradient(ops.cast(tensor, "float64"))
