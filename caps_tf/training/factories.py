@@ -11,7 +11,7 @@ from caps_tf.layers import CapsuleLayer
 from caps_tf.losses import spread_loss
 from caps_tf.networks import NETWORKS
 from caps_tf.training.config import RunConfig
-from caps_tf.training.steps import LossFunction
+from caps_tf.training.gradients import LossFunction
 
 _EXAMPLE_SHAPE = {"image": lambda shape: [shape], "embedding": lambda shape: shape[1:]}
 """What a builder is called with of the shape of a feature: an image's shape; depth and width of a sentence's embeddings."""

@@ -1,6 +1,6 @@
 """One step of training and one of evaluation, under any distribution strategy."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -9,9 +9,7 @@ import tensorflow as tf
 
 from caps_tf.training.compilation import split_at_routing
 from caps_tf.training.devices import distribute
-
-LossFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""Labels int [b] or targets float [b, classes], scores [b, classes] and margin to the loss of each example [b]."""
+from caps_tf.training.gradients import Labels, LossFunction, make_gradients
 
 Batch = Mapping[str, tf.Tensor]
 """By name: the model's inputs, "label" int [b], where labels are soft "target" float [b, classes], and in evaluation
@@ -74,70 +72,21 @@ def make_train_step(
         batch_size: examples in the global batch.
         jit_compile: whether XLA compiles the capsules' forward and backward pass.
     """
-    variables = model.trainable_variables
     scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    features, capsules = split_at_routing(model)
+    scale = optimizer.scale_loss if scales_loss else lambda loss: loss
+    gradients_of = make_gradients(model, loss_function, batch_size, scale, jit_compile)
+    # The loss scale wants to see NaN, and on every replica: each would otherwise decide for itself to wait or not.
+    instead = np.nan if scales_loss else 0.0
 
-    def scaled(loss):
-        return optimizer.scale_loss(loss) if scales_loss else loss
-
-    def penalty_of(half, replicas):
-        return tf.add_n(half.losses) / replicas if half.losses else tf.constant(0.0)
-
-    def or_zeros(gradients, sources):
-        """Zero is the gradient of what is not used: Heinsen's betas, with a single iteration."""
-        pairs = zip(gradients, sources, strict=True)
-        return [tf.zeros_like(source) if gradient is None else gradient for gradient, source in pairs]
-
-    # Its gradient is taken in here, where nothing of the forward pass has to leave what XLA compiles.
-    @tf.function(jit_compile=jit_compile, autograph=False)
-    def route(read, label, target, margin, replicas):
-        with tf.GradientTape() as tape:
-            tape.watch(read)
-            scores = capsules(read, training=True)
-            losses = loss_function(label if target is None else target, scores, margin)
-            loss = tf.reduce_sum(losses) / batch_size
-            objective = scaled(loss + penalty_of(capsules, replicas))
-        gradients, of_read = tape.gradient(objective, (capsules.trainable_variables, read))
-        answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
-        is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
-        correct = tf.reduce_sum(tf.cast(is_correct, tf.float32))
-        return loss, correct, or_zeros(gradients, capsules.trainable_variables), or_zeros(of_read, read)
-
-    def compute_gradients(inputs, label, target, margin, replicas):
-        with tf.GradientTape() as tape:
-            read = keras.tree.flatten(features(inputs, training=True))
-            penalty = scaled(penalty_of(features, replicas))
-        loss, correct, gradients, of_read = route(read, label, target, margin, replicas)
-        before = tape.gradient([read, penalty], features.trainable_variables, [of_read, tf.ones_like(penalty)])
-        before = or_zeros(before, features.trainable_variables)
-        found = dict(zip(map(id, features.trainable_variables + capsules.trainable_variables), before + gradients))
-        gradients = [found[id(variable)] for variable in variables]
-        # Adam's second moment is of squares: where those overflow, it makes NaN of finite gradients.
-        squares = [tf.reduce_sum(tf.square(tf.cast(gradient, tf.float32))) for gradient in gradients]
-        finite = tf.math.is_finite(tf.stack(squares))
-        return loss, correct, tf.cast(finite, tf.float32), gradients
-
-    def replica_step(batch, margin, stop):
-        context = tf.distribute.get_replica_context()
-        replicas = float(context.num_replicas_in_sync)
-        loss, correct, finite, gradients = compute_gradients(
-            model_inputs(model, batch), batch["label"], batch.get("target"), margin, replicas
-        )
-        if context.num_replicas_in_sync > 1:
-            loss, correct, finite, stop = context.all_reduce(
-                tf.distribute.ReduceOp.SUM,
-                [loss, correct, finite / replicas, tf.identity(stop)],  # on its device
-            )
-        # The loss scale wants to see NaN, and on every replica: each would otherwise decide for itself to wait or not.
-        instead = np.nan if scales_loss else 0.0
-        everything_finite = tf.math.is_finite(loss) & tf.reduce_all(finite >= 1.0)
-        gradients = [
-            tf.where(everything_finite, gradient, tf.fill(tf.shape(gradient), tf.cast(instead, gradient.dtype)))
-            for gradient in gradients
-        ]
-        optimizer.apply(gradients, variables)
-        return StepResult(loss, correct, finite, stop)
+    def replica_step(batch: Batch, margin: tf.Tensor, stop: tf.Tensor) -> StepResult:
+        replicas = float(tf.distribute.get_replica_context().num_replicas_in_sync)
+        labels = Labels(batch["label"], batch.get("target"))
+        loss, correct, gradients = gradients_of(model_inputs(model, batch), labels, margin, replicas)
+        result = _over_replicas(StepResult(loss, correct, _are_finite(gradients), stop), replicas)
+        everything_finite = tf.math.is_finite(result.loss) & tf.reduce_all(result.gradient_is_finite >= 1.0)
+        gradients = [_where(everything_finite, gradient, instead) for gradient in gradients]
+        optimizer.apply(gradients, model.trainable_variables)
+        return result
 
     @tf.function(autograph=False)
     def train_step(batch, margin, stop=0.0):
@@ -145,6 +94,25 @@ def make_train_step(
         return StepResult(*(strategy.experimental_local_results(value)[0] for value in result))
 
     return train_step
+
+
+def _are_finite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+    """1 for each gradient whose squares are finite: where those overflow, Adam's second moment is infinite."""
+    squares = [tf.reduce_sum(tf.square(tf.cast(gradient, tf.float32))) for gradient in gradients]
+    return tf.cast(tf.math.is_finite(tf.stack(squares)), tf.float32)
+
+
+def _over_replicas(result: StepResult, replicas: float) -> StepResult:
+    """What all replicas found: sums, and for each gradient the share of replicas on which it is finite."""
+    if replicas == 1:
+        return result
+    finite, stop = result.gradient_is_finite / replicas, tf.identity(result.stop)  # on its device
+    context = tf.distribute.get_replica_context()
+    return StepResult(*context.all_reduce(tf.distribute.ReduceOp.SUM, [result.loss, result.correct, finite, stop]))
+
+
+def _where(condition: tf.Tensor, gradient: tf.Tensor, instead: float) -> tf.Tensor:
+    return tf.where(condition, gradient, tf.fill(tf.shape(gradient), tf.cast(instead, gradient.dtype)))
 
 
 class Scored(NamedTuple):
