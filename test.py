@@ -21,7 +21,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 from caps_tf.errors import UserError
 from caps_tf.limits import check_address_space
 from caps_tf.scripts import run_script
-from caps_tf.training.config import CLUSTERS, RunConfig, load_params
+from caps_tf.training.config import CLUSTERS, RunConfig
+from caps_tf.training.params import load_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "directory that train_val.py wrote: logs/<dataset>/<date>_<name>")
 CKPT_NAME = flags.DEFINE_string("ckpt_name", "latest", "checkpoints to test: latest, best, all, or a name (step-1200)")

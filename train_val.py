@@ -29,7 +29,8 @@ from caps_tf.limits import check_address_space
 from caps_tf.networks import readers
 from caps_tf.presets import list_presets, load_preset
 from caps_tf.scripts import run_script
-from caps_tf.training.config import RunConfig, load_params, save_params
+from caps_tf.training.config import RunConfig
+from caps_tf.training.params import load_params, save_params
 
 LOAD_DIR = flags.DEFINE_string("load_dir", None, "continue the run in this directory, with its parameters")
 CKPT_NAME = flags.DEFINE_string(
@@ -40,19 +41,9 @@ RESET = flags.DEFINE_bool("reset", False, "with --load_dir: delete its checkpoin
 
 IN_USE = "another process is training there: wait for its end, or stop it"
 
-RETIRED_FLAGS = {
-    "debugger": "TensorBoard's debugger is gone; a NaN now stops the run and names its layer",
-    "db_name": "results are kept as files: logs/<dataset>/<date>_<name>/train/log.jsonl",
-    "logdir": "use --name, or --storage for another place of logs/",
-    "mode": "run train_val.py to train and validate, test.py to test",
-    "norm": "use --normalize; images are standardised one by one by default, as the published code did",
-    "num_threads": "the input pipeline uses all cores by itself",
-    "drop_rate": "the published code never read it",
-}
-
 
 def define_flags() -> None:
-    """One flag for each parameter of `RunConfig`, in its groups, and one for each retired flag."""
+    """One flag for each parameter of `RunConfig`, in its groups."""
     kinds = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
     for option in dataclasses.fields(RunConfig):
         metadata, read_by = option.metadata, readers(option.name)
@@ -63,15 +54,10 @@ def define_flags() -> None:
             kinds[option.type](option.name, option.default, text, module_name=metadata["group"])
         flags.declare_key_flag(option.name)
     flags.DEFINE_alias("num_routing", "iter_routing", module_name="network")
-    for name, reason in RETIRED_FLAGS.items():
-        flags.DEFINE_string(name, None, f"retired: {reason}", module_name="retired")
 
 
 def resolve_config() -> RunConfig:
     """Parameters: what the command line says, else what the preset or the file says, else the defaults."""
-    for name, reason in RETIRED_FLAGS.items():
-        if flags.FLAGS[name].present:
-            raise UserError(f"--{name} no longer exists: {reason}")
     if LOAD_DIR.value and PARAMS_PATH.value:
         raise UserError("--load_dir brings its own params.json: give one of --load_dir and --params_path")
     preset = flags.FLAGS["preset"]

@@ -28,7 +28,6 @@ def test_unconverted_data_names_the_command_to_run(tmp_path):
         (["--batch_size=100000"], ["--batch_size"]),
         (["--batch_size=0"], ["batch_size must be positive"]),
         (["--val_prop=1.5"], ["val_prop"]),
-        (["--mode=test"], ["--mode no longer exists", "test.py"]),
         (["--reset"], ["--load_dir"]),
         (["--params_path=missing.json"], ["missing.json"]),
         (["--load_dir=no/such/run"], ["no/such/run"]),

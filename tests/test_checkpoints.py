@@ -14,8 +14,9 @@ from caps_tf.errors import Preempted, UserError
 from caps_tf.networks import NETWORKS
 from caps_tf.training.checkpoints import Checkpoints, find_checkpoints, find_damage, list_checkpoints
 from caps_tf.training.config import RunConfig
+from caps_tf.training.data import TrainingData
 from caps_tf.training.factories import make_model
-from caps_tf.training.trainer import Trainer, TrainingData
+from caps_tf.training.trainer import Trainer
 from tests.killing import told_apart_from_time
 from tests.runs import assert_same_weights, weights
 

@@ -12,7 +12,8 @@ import gc, os, sys
 import keras, numpy as np, tensorflow as tf
 from pathlib import Path
 from caps_tf.training.config import RunConfig
-from caps_tf.training.trainer import Trainer, TrainingData
+from caps_tf.training.data import TrainingData
+from caps_tf.training.trainer import Trainer
 
 STEPS_PER_EPOCH, MARKS = 100, (500, 2000)
 

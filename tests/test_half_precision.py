@@ -11,7 +11,8 @@ from caps_tf.errors import UserError
 from caps_tf.networks import NETWORKS
 from caps_tf.training import trainer as trainer_module
 from caps_tf.training.config import RunConfig
-from caps_tf.training.trainer import Trainer, TrainingData
+from caps_tf.training.data import TrainingData
+from caps_tf.training.trainer import Trainer
 
 BATCH, STEPS, CLASSES = 8, 6, 3
 SENTENCE = {"embedding": (None, 2, 8), "mask": (None,)}

@@ -22,10 +22,11 @@ from caps_tf.data.datasets import open_dataset
 from caps_tf.errors import UserError
 from caps_tf.files import locked, write_atomically
 from caps_tf.training import tester
-from caps_tf.training.config import RunConfig, load_params, save_params
+from caps_tf.training.config import RunConfig
 from caps_tf.training.data import make_test_data, make_training_data
 from caps_tf.training.failures import explained
 from caps_tf.training.logs import TrainingLog
+from caps_tf.training.params import load_params, save_params
 from caps_tf.training.trainer import Trainer
 from tests.coloured_folder import write_coloured_folder
 from tests.small_norb import SMALL_DATA, TINY, expect_one_line, run_script, write_small_norb

@@ -8,8 +8,8 @@ from caps_tf.errors import UserError
 from caps_tf.models.costs import estimate_memory
 from caps_tf.training import memory
 from caps_tf.training.config import RunConfig
+from caps_tf.training.data import TrainingData
 from caps_tf.training.factories import make_model
-from caps_tf.training.trainer import TrainingData
 
 SMALL = {"A": 4, "B": 2, "C": 3, "D": 3, "batch_size": 64}
 IMAGES = TrainingData({"image": (20, 20, 1)}, 5, 1, None, None)

@@ -9,7 +9,8 @@ import pytest
 
 from caps_tf.errors import UserError
 from caps_tf.presets import DIRECTORY, OF_A_RUN, list_presets, load_preset, read_preset
-from caps_tf.training.config import RunConfig, load_params, save_params
+from caps_tf.training.config import RunConfig
+from caps_tf.training.params import load_params, save_params
 from tests.runs import train
 from tests.small_norb import expect_one_line, run_script
 

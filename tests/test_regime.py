@@ -22,8 +22,9 @@ from caps_tf.data.splits import make_splits
 from caps_tf.errors import UserError
 from caps_tf.losses import spread_loss
 from caps_tf.optimizers import Adam, MomentumSGD, RectifiedAdam
-from caps_tf.training.config import OPTIMIZERS, SCHEDULES, RunConfig, load_params
+from caps_tf.training.config import OPTIMIZERS, SCHEDULES, RunConfig
 from caps_tf.training.factories import cross_entropy, make_model, spread
+from caps_tf.training.params import load_params
 from caps_tf.training.regime import make_gauges, make_learning_rate, make_momentum, make_optimizer
 from caps_tf.training.steps import make_scorer, make_train_step
 from tests.small_norb import run_script

@@ -19,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from caps_tf.errors import UserError
 from caps_tf.evaluation.style import COLORS, FAINT, add_legend, new_figure, style_axes
 from caps_tf.networks import NETWORKS
-from caps_tf.training.config import current_names
+from caps_tf.training.params import current_names
 
 PathLike = str | os.PathLike[str]
 

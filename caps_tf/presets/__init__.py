@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from caps_tf.errors import UserError
-from caps_tf.training.config import RunConfig, whole_numbers_as_floats
+from caps_tf.training.config import RunConfig
+from caps_tf.training.params import whole_numbers_as_floats
 
 DIRECTORY = Path(__file__).parent
 OF_A_RUN = ("preset", "name", "storage", "data_dir")

@@ -1,36 +1,46 @@
-"""Everything that decides a run, as data: typed, validated, and kept beside the run as params.json."""
+"""Everything that decides a run, as data: typed and validated."""
 
 import dataclasses
-import json
 import math
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES, VIEWS
 from caps_tf.data.viewpoints import parse_viewpoints
 from caps_tf.errors import UserError
-from caps_tf.files import write_atomically
 from caps_tf.networks import BACKBONES, NETWORKS, ROUTINGS, readers
 
 LOSSES = ("auto", "spread", "cross_entropy")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adam", "radam", "sgd")
 SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
-SWITCH = ("on", "off", "auto")
-"""Parameters of earlier runs say auto, which is on."""
+SWITCH = ("on", "off")
 CLUSTERS = ("tf_config", "slurm")
-_NOT_NEGATIVE = (
-    *("iter_routing", "votes_mib", "weight_reg", "checkpoint_every", "seed", "pad", "mixup", "weight_decay"),
-    "part_noise",
-)
 
 
-def _option(default: Any, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"group": group, "help": help, "choices": choices})
+class Bound(NamedTuple):
+    """What a number must be.
+
+    Attributes:
+        holds: whether a number is that.
+        text: in words, after "must".
+    """
+
+    holds: Callable[[float], bool]
+    text: str
+
+
+POSITIVE = Bound(lambda number: number > 0, "be positive")
+NOT_NEGATIVE = Bound(lambda number: number >= 0, "not be negative")
+SHARE = Bound(lambda number: 0 <= number < 1, "be at least 0 and less than 1")
+
+
+def _option(
+    default: Any, group: str, help: str, choices: tuple[str, ...] | None = None, bound: Bound | None = None
+) -> Any:
+    return field(default=default, metadata={"group": group, "help": help, "choices": choices, "bound": bound})
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,9 @@ class RunConfig:
     image_size: str = _option(
         "", "data", "pixels of the crop that the network sees, N or ROWSxCOLUMNS, 0 for none; default 32 for NORB"
     )
-    pad: int = _option(0, "data", "pixels added on each side of training images before the random crop")
+    pad: int = _option(
+        0, "data", "pixels added on each side of training images before the random crop", bound=NOT_NEGATIVE
+    )
     pad_mode: str = _option("edge", "data", "edge repeats the outermost pixels, zero adds black ones", PAD_MODES)
     augment: str = _option(
         "auto",
@@ -84,9 +96,14 @@ class RunConfig:
     )
     channel_std: str = _option("0.2023,0.1994,0.2010", "data", "standard deviations that go with channel_mean")
     mixup: float = _option(
-        0.0, "data", "alpha of mixup: examples are blended in pairs by weights from Beta(alpha, alpha); 0 for none"
+        0.0,
+        "data",
+        "alpha of mixup: examples are blended in pairs by weights from Beta(alpha, alpha); 0 for none",
+        bound=NOT_NEGATIVE,
     )
-    val_prop: float = _option(0.1, "data", "share of the training records held out for validation, 0 for none")
+    val_prop: float = _option(
+        0.1, "data", "share of the training records held out for validation, 0 for none", bound=SHARE
+    )
     val_instances: str = _option(
         "", "data", "validate on these training instances instead, such as 9 or 8,9 (a harder, more honest test)"
     )
@@ -98,19 +115,22 @@ class RunConfig:
     )
 
     network: str = _option("matrix_capsules", "network", "architecture", tuple(NETWORKS))
-    A: int = _option(64, "network", "channels of ReLU Conv1")
-    B: int = _option(8, "network", "types of primary capsules")
-    C: int = _option(16, "network", "types of the first convolutional capsules")
-    D: int = _option(16, "network", "types of the second convolutional capsules")
+    A: int = _option(64, "network", "channels of ReLU Conv1", bound=POSITIVE)
+    B: int = _option(8, "network", "types of primary capsules", bound=POSITIVE)
+    C: int = _option(16, "network", "types of the first convolutional capsules", bound=POSITIVE)
+    D: int = _option(16, "network", "types of the second convolutional capsules", bound=POSITIVE)
     iter_routing: int = _option(
         0,
         "network",
         "routing iterations (also --num_routing); 0 for the published number: 2, and 3 for Heinsen's routing",
+        bound=NOT_NEGATIVE,
     )
-    final_lambda: float = _option(0.01, "network", "inverse temperature that the routing iterations approach")
-    epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite")
-    weight_reg: float = _option(2e-7, "network", "L2 penalty on kernels and capsule weights")
-    dropout: float = _option(0.5, "network", "share of units dropped in the dense layer")
+    final_lambda: float = _option(
+        0.01, "network", "inverse temperature that the routing iterations approach", bound=POSITIVE
+    )
+    epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite", bound=POSITIVE)
+    weight_reg: float = _option(2e-7, "network", "L2 penalty on kernels and capsule weights", bound=NOT_NEGATIVE)
+    dropout: float = _option(0.5, "network", "share of units dropped in the dense layer", bound=SHARE)
     sequential_routing: bool = _option(
         False, "network", "each layer finishes its iterations before the next; otherwise all route at once"
     )
@@ -118,11 +138,12 @@ class RunConfig:
     config_path: str = _option(
         "cifar10", "network", "attention's capsule layers: cifar10 or cifar100 (both published), or a JSON file"
     )
-    capsule_dropout: float = _option(0.0, "network", "share of the elements of capsules' poses dropped")
+    capsule_dropout: float = _option(0.0, "network", "share of the elements of capsules' poses dropped", bound=SHARE)
     part_noise: float = _option(
         0.0,
         "network",
         "deviation of the part capsules' biases at the start; 0 as published, 0.5 learns sooner",
+        bound=NOT_NEGATIVE,
     )
     routing: str = _option(
         "em",
@@ -133,17 +154,20 @@ class RunConfig:
     convolutions: str = _option(
         "16k5s2,32,48s2,64s2", "network", "of each convolution channels, k and kernel side [3], s and stride [1]"
     )
-    capsules: int = _option(8, "network", "types of part capsules at each position")
+    capsules: int = _option(8, "network", "types of part capsules at each position", bound=POSITIVE)
     coordinates: bool = _option(False, "network", "with --routing=em: votes carry the position of their part")
     votes_mib: int = _option(
         0,
         "network",
         "MiB of votes that a layer holds at a time; 0: what suits a CPU's cache, 4, and 16 of attention; raise it on an "
         "accelerator",
+        bound=NOT_NEGATIVE,
     )
 
-    batch_size: int = _option(64, "optimisation", "examples in a step, over all devices and hosts together")
-    epoch: int = _option(100, "optimisation", "epochs to train")
+    batch_size: int = _option(
+        64, "optimisation", "examples in a step, over all devices and hosts together", bound=POSITIVE
+    )
+    epoch: int = _option(100, "optimisation", "epochs to train", bound=POSITIVE)
     loss: str = _option(
         "auto",
         "optimisation",
@@ -153,11 +177,14 @@ class RunConfig:
     optimizer: str = _option(
         "adam", "optimisation", "adam, radam (rectified Adam, Liu et al. 2020), or sgd (with momentum)", OPTIMIZERS
     )
-    momentum: float = _option(0.9, "optimisation", "of sgd; beta_1 of adam and radam; one_cycle lowers it meanwhile")
+    momentum: float = _option(
+        0.9, "optimisation", "of sgd; beta_1 of adam and radam; one_cycle lowers it meanwhile", bound=SHARE
+    )
     weight_decay: float = _option(
         0.0,
         "optimisation",
         "shrinks all weights: with sgd as an L2 term of the gradient, with adam and radam decoupled from it",
+        bound=NOT_NEGATIVE,
     )
     schedule: str = _option(
         "exponential",
@@ -166,19 +193,26 @@ class RunConfig:
         "(a tenth of the run up from 1e-5, then down to it along a cosine), or constant",
         SCHEDULES,
     )
-    lrn_rate: float = _option(3e-3, "optimisation", "learning rate at the start; with one_cycle, the highest")
-    lrn_decay: float = _option(0.96, "optimisation", "factor of the learning rate every lrn_decay_steps")
-    lrn_decay_steps: int = _option(20_000, "optimisation", "steps in which the learning rate falls by lrn_decay")
+    lrn_rate: float = _option(
+        3e-3, "optimisation", "learning rate at the start; with one_cycle, the highest", bound=POSITIVE
+    )
+    lrn_decay: float = _option(
+        0.96, "optimisation", "factor of the learning rate every lrn_decay_steps", bound=POSITIVE
+    )
+    lrn_decay_steps: int = _option(
+        20_000, "optimisation", "steps in which the learning rate falls by lrn_decay", bound=POSITIVE
+    )
     lrn_drop_epochs: str = _option("150,250", "optimisation", "epochs after which schedule=steps divides by 10")
     margin_steps: float = _option(
         50_000.0,
         "optimisation",
         "steps in a unit of the spread loss's margin schedule, whose middle is at 4 units; a run shorter than "
         "200,000 steps needs fewer",
+        bound=POSITIVE,
     )
-    seed: int = _option(0, "optimisation", "of initial weights, data order and augmentation")
+    seed: int = _option(0, "optimisation", "of initial weights, data order and augmentation", bound=NOT_NEGATIVE)
 
-    num_gpus: int = _option(1, "devices", "GPUs to train on; without GPUs, logical CPU devices")
+    num_gpus: int = _option(1, "devices", "GPUs to train on; without GPUs, logical CPU devices", bound=POSITIVE)
     cluster: str = _option(
         "tf_config",
         "devices",
@@ -186,7 +220,7 @@ class RunConfig:
         CLUSTERS,
     )
     precision: str = _option("float32", "devices", "dtype policy; routing stays in float32", PRECISIONS)
-    jit_compile: str = _option("on", "devices", "compile the capsules with XLA; auto is on", SWITCH)
+    jit_compile: str = _option("on", "devices", "compile the capsules with XLA", SWITCH)
 
     check_memory: bool = _option(
         True, "devices", "refuse a run whose training step needs more memory than is free (--nocheck_memory tries it)"
@@ -194,10 +228,10 @@ class RunConfig:
 
     preset: str = _option("", "run", "named flags for a new run, which other flags overrule; --preset=list names them")
     name: str = _option("", "run", "name of the run: logs/<dataset>/<date>_<name>")
-    log_every: int = _option(50, "run", "steps between two lines of the log")
-    checkpoint_every: int = _option(0, "run", "steps between two checkpoints, 0 for one an epoch")
+    log_every: int = _option(50, "run", "steps between two lines of the log", bound=POSITIVE)
+    checkpoint_every: int = _option(0, "run", "steps between two checkpoints, 0 for one an epoch", bound=NOT_NEGATIVE)
     keep_checkpoints: int = _option(
-        5, "run", "how many of the newest checkpoints to keep; the best is kept beside them"
+        5, "run", "how many of the newest checkpoints to keep; the best is kept beside them", bound=POSITIVE
     )
     routing_gauges: bool = _option(
         False, "run", "log gauges of each routing layer and the relative size of updates too: see docs/GAUGES.md"
@@ -206,31 +240,7 @@ class RunConfig:
 
     def __post_init__(self):
         for option in dataclasses.fields(self):
-            value, choices = getattr(self, option.name), option.metadata["choices"]
-            if type(value) is not option.type:
-                raise UserError(f"{option.name} must be of type {option.type.__name__}, not {value!r}")
-            if option.type is float and not math.isfinite(value):
-                raise UserError(f"{option.name} must be a finite number, not {value}")
-            if option.type is int and not -(2**31) <= value < 2**31:
-                raise UserError(f"{option.name} must be below 2,147,483,648, not {value}")
-            if option.type is str and not value.isprintable():
-                raise UserError(f"{option.name} must be printable text, not {value!r}")
-            if choices and value not in choices:
-                raise UserError(f"{option.name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
-        positive = (
-            *("A", "B", "C", "D", "capsules", "batch_size", "epoch", "num_gpus"),
-            *("log_every", "keep_checkpoints"),
-            *("final_lambda", "epsilon", "lrn_rate", "lrn_decay", "lrn_decay_steps", "margin_steps"),
-        )
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
-        for name in ("val_prop", "dropout", "capsule_dropout", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)}")
+            _check_value(option, getattr(self, option.name))
         if "/" in self.name:
             raise UserError(f"name becomes part of a directory's name and cannot hold a slash: {self.name!r}")
         parse_size(self.resize, "resize")
@@ -265,7 +275,7 @@ class RunConfig:
     @property
     def uses_xla(self) -> bool:
         """Whether XLA compiles what a network computes from its first routing on."""
-        return self.jit_compile != "off"
+        return self.jit_compile == "on"
 
     def check_given(self, names: Iterable[str]) -> None:
         """Refuses options that were given by name, although the network does not read them.
@@ -305,6 +315,22 @@ class RunConfig:
         return _parse_numbers(self.val_instances, "val_instances", int)
 
 
+def _check_value(option: dataclasses.Field, value: Any) -> None:
+    name, choices, bound = option.name, option.metadata["choices"], option.metadata["bound"]
+    if type(value) is not option.type:
+        raise UserError(f"{name} must be of type {option.type.__name__}, not {value!r}")
+    if option.type is float and not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, not {value}")
+    if option.type is int and not -(2**31) <= value < 2**31:
+        raise UserError(f"{name} must be below 2,147,483,648, not {value}")
+    if option.type is str and not value.isprintable():
+        raise UserError(f"{name} must be printable text, not {value!r}")
+    if choices and value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
+    if bound and not bound.holds(value):
+        raise UserError(f"{name} must {bound.text}, not {value}")
+
+
 def _parse_numbers(text: str, name: str, kind: type) -> tuple:
     try:
         return tuple(kind(number) for number in text.split(",") if number)
@@ -330,66 +356,3 @@ def parse_size(text: str, flag: str) -> tuple[int, int] | None:
         raise UserError(f"--{flag} must be pixels, such as 32 or 24x32 (rows x columns), not {text!r}")
     rows, columns = match.groups()
     return int(rows), int(columns or rows)
-
-
-def save_params(config: RunConfig, path: str | os.PathLike[str]) -> None:
-    """Writes a run's parameters as JSON, atomically."""
-    write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
-
-
-def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what `save_params` wrote, and leaves the checking of values to `RunConfig`.
-
-    Returns:
-        Parameters by name, a subset of the fields of `RunConfig`.
-
-    Raises:
-        UserError: if the file cannot be read, is not JSON, or names a parameter that this version does not have.
-    """
-    path = Path(path)
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}: give a directory that train_val.py wrote, or a params.json"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}): mend it, or train anew") from None
-    if not isinstance(params, dict):
-        raise UserError(f"{path}: expected an object of parameters, not {type(params).__name__}")
-    params = current_names(params)
-    unknown = sorted(set(params) - {option.name for option in dataclasses.fields(RunConfig)})
-    if unknown:
-        raise UserError(f"{path}: this version has no parameter {unknown[0]!r}: use the version that wrote it")
-    try:
-        return whole_numbers_as_floats(params)
-    except OverflowError:
-        raise UserError(f"{path}: holds a number that is too large: mend it, or train anew") from None
-
-
-def current_names(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of earlier runs by today's names: attention's iterations were num_routing, and iter_routing the others'.
-
-    Example:
-        >>> current_names({"network": "attention", "iter_routing": 0, "num_routing": 4})
-        {'network': 'attention', 'iter_routing': 4}
-    """
-    params = dict(params)
-    num_routing = params.pop("num_routing", None)
-    if num_routing is not None and params.get("network") == "attention":
-        params["iter_routing"] = num_routing
-    return params
-
-
-def whole_numbers_as_floats(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as `RunConfig` takes them: JSON and TOML files may say 1 where it wants 1.0.
-
-    Raises:
-        OverflowError: if a number is too large for a float.
-
-    Example:
-        >>> whole_numbers_as_floats({"lrn_rate": 1, "epoch": 1})
-        {'lrn_rate': 1.0, 'epoch': 1}
-    """
-    floats = {option.name for option in dataclasses.fields(RunConfig) if option.type is float}
-    return {name: float(value) if name in floats and type(value) is int else value for name, value in params.items()}

@@ -16,8 +16,38 @@ from caps_tf.data.splits import Split, make_sentence_splits, make_splits
 from caps_tf.data.viewpoints import STEPS
 from caps_tf.errors import UserError
 from caps_tf.training.config import RunConfig, parse_size
-from caps_tf.training.tester import TestPart
-from caps_tf.training.trainer import TrainingData
+
+
+class TrainingData(NamedTuple):
+    """What a run learns from.
+
+    Attributes:
+        input_shapes: shape of each feature that a network may read, by name, such as "image": (32, 32, 2).
+        num_classes: number of classes.
+        steps_per_epoch: whole batches in an epoch.
+        training: batches of an epoch from some batch on, a pure function of (epoch, skipped batches).
+        validation: batches to validate on, or None.
+        find_damage: reads all the data and names what cannot be read, or returns None.
+    """
+
+    input_shapes: Mapping[str, tuple[int | None, ...]]
+    num_classes: int
+    steps_per_epoch: int
+    training: Callable[[int, int], tf.data.Dataset]
+    validation: Callable[[], tf.data.Dataset] | None
+    find_damage: Callable[[], str | None] = lambda: None
+
+
+class TestPart(NamedTuple):
+    """Test examples that are reported together.
+
+    Attributes:
+        batches: dictionaries of what the network reads, "label", "weight", "id" and any factors, such as "azimuth".
+        num_examples: how many there are, padding left out.
+    """
+
+    batches: tf.data.Dataset
+    num_examples: int
 
 
 class TestData(NamedTuple):

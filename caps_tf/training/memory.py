@@ -7,8 +7,8 @@ from caps_tf.errors import UserError
 from caps_tf.limits import available_memory
 from caps_tf.models.costs import estimate_memory
 from caps_tf.training.config import RunConfig
+from caps_tf.training.data import TrainingData
 from caps_tf.training.factories import make_model
-from caps_tf.training.trainer import TrainingData
 
 
 def check_memory(config: RunConfig, data: TrainingData, strategy: tf.distribute.Strategy) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -12,23 +11,12 @@ from caps_tf.evaluation.predictions import Predictions
 from caps_tf.progress import Progress
 from caps_tf.training.checkpoints import restore
 from caps_tf.training.config import RunConfig
+from caps_tf.training.data import TestPart
 from caps_tf.training.factories import capsule_outputs, make_loss, make_model
 from caps_tf.training.regime import make_margin_schedule
 from caps_tf.training.steps import make_scorer
 
 NOT_FACTORS = ("label", "weight", "id")
-
-
-class TestPart(NamedTuple):
-    """Test examples that are reported together.
-
-    Attributes:
-        batches: dictionaries of what the network reads, "label", "weight", "id" and any factors, such as "azimuth".
-        num_examples: how many there are, padding left out.
-    """
-
-    batches: tf.data.Dataset
-    num_examples: int
 
 
 class Tester:

@@ -1,9 +1,8 @@
 """The training loop: epochs of steps, validation, checkpoints and logs, from wherever the restored step is."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -12,6 +11,7 @@ import tensorflow as tf
 from caps_tf.errors import Preempted, UserError
 from caps_tf.training.checkpoints import Checkpoints
 from caps_tf.training.config import RunConfig
+from caps_tf.training.data import TrainingData
 from caps_tf.training.devices import distribute, is_chief, num_processes
 from caps_tf.training.factories import capsule_outputs, make_loss, make_model
 from caps_tf.training.gauges import RunGauges
@@ -22,26 +22,6 @@ from caps_tf.training.steps import StepResult, make_scorer, make_train_step, mod
 
 PROFILED_STEPS = (10, 20)
 LOWEST_LOSS_SCALE = 2.0**-15
-
-
-class TrainingData(NamedTuple):
-    """What a run learns from.
-
-    Attributes:
-        input_shapes: shape of each feature that a network may read, by name, such as "image": (32, 32, 2).
-        num_classes: number of classes.
-        steps_per_epoch: whole batches in an epoch.
-        training: batches of an epoch from some batch on, a pure function of (epoch, skipped batches).
-        validation: batches to validate on, or None.
-        find_damage: reads all the data and names what cannot be read, or returns None.
-    """
-
-    input_shapes: Mapping[str, tuple[int | None, ...]]
-    num_classes: int
-    steps_per_epoch: int
-    training: Callable[[int, int], tf.data.Dataset]
-    validation: Callable[[], tf.data.Dataset] | None
-    find_damage: Callable[[], str | None] = lambda: None
 
 
 class Trainer:
