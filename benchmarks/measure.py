@@ -80,7 +80,7 @@ def measure_network(row: Row, settings: Settings) -> dict[str, object]:
 
     from benchmarks.networks import NETWORKS, random_batch
     from benchmarks.steps import device_peak_mib, make_step, wait_for
-    from caps_tf.models.costs import count_costs, estimate_memory
+    from caps_tf.costs import count_costs, estimate_memory
 
     keras.ops.zeros(())
     before = held_mib()

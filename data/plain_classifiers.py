@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is impor
 
 from caps_tf.data.baselines import logistic_regression, nearest_neighbours
 from caps_tf.data.datasets import SentenceDataset, open_dataset
-from caps_tf.data.pipeline import evaluation_batches
+from caps_tf.data.images import evaluation_batches
 from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.data.sentences import mean_pooled
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits

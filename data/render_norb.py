@@ -36,7 +36,7 @@ flags.DEFINE_bool("overwrite", False, "render again, and over another rendering 
 def main(argv: list[str]) -> None:
     del argv
     try:
-        from caps_tf.data import rendered_norb
+        from caps_tf.rendering import norb
     except ImportError as error:
         raise UserError(
             f"rendering needs trimesh, embreex and scipy ({error}): pip install trimesh embreex scipy"
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> None:
     # A terminated run cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     directory = Path(FLAGS.data_dir or Path(FLAGS.storage, "data", "renderedNORB"))
-    views = {axis: rendered_norb.choose(axis, FLAGS[axis].value) for axis in ("elevations", "azimuths", "lightings")}
-    grid = rendered_norb.Grid(FLAGS.instances_per_split, **views, image_size=FLAGS.image_size)
-    rendered = rendered_norb.render_set(
+    views = {axis: norb.choose(axis, FLAGS[axis].value) for axis in ("elevations", "azimuths", "lightings")}
+    grid = norb.Grid(FLAGS.instances_per_split, **views, image_size=FLAGS.image_size)
+    rendered = norb.render_set(
         directory, grid, seed=FLAGS.seed, num_processes=FLAGS.num_processes, overwrite=FLAGS.overwrite
     )
     what = f"{grid.pairs_per_split} training and {grid.pairs_per_split} testing pairs"

@@ -37,7 +37,7 @@ flags.DEFINE_integer("num_processes", None, "processes that render [all cores]",
 def main(argv: list[str]) -> None:
     del argv
     try:
-        from caps_tf.data import rendered_folder
+        from caps_tf.rendering import folder
     except ImportError as error:
         raise UserError(
             f"rendering needs trimesh, embreex and scipy ({error}): pip install trimesh embreex scipy"
@@ -45,8 +45,8 @@ def main(argv: list[str]) -> None:
     # A terminated run cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     axes = ("toys", "step", "train_within", "image_size", "elevation", "lighting", "seed")
-    views = rendered_folder.ToyViews(**{axis: FLAGS[axis].value for axis in axes})
-    rendered = rendered_folder.render_folder(FLAGS.output, views, FLAGS.num_processes)
+    views = folder.ToyViews(**{axis: FLAGS[axis].value for axis in axes})
+    rendered = folder.render_folder(FLAGS.output, views, FLAGS.num_processes)
     train, test = (views.toys * len(views.azimuths(split)) for split in ("train", "test"))
     what = f"{train} training and {test} test images of {views.toys} toys"
     print(f"{FLAGS.output}: {what}" + ("" if rendered else ", already there"))

@@ -25,7 +25,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from caps_tf.data.datasets import SentenceDataset, open_dataset
-from caps_tf.data.pipeline import evaluation_batches, training_batches
+from caps_tf.data.images import evaluation_batches, training_batches
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.sentences import evaluation_sentences, input_shapes, training_sentences
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import accuracy, results
 from caps_tf.data.datasets import open_dataset
-from caps_tf.data.pipeline import evaluation_batches
+from caps_tf.data.images import evaluation_batches
 from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.data.splits import make_splits
 from caps_tf.errors import UserError

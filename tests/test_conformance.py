@@ -14,9 +14,9 @@ import tensorflow as tf
 from keras import ops
 
 from caps_tf import layers, networks
+from caps_tf.costs import count_costs
 from caps_tf.errors import UserError
 from caps_tf.layers import RoutingLayer
-from caps_tf.models.costs import count_costs
 from caps_tf.networks import NETWORKS, Network
 from caps_tf.routing.health import RoutingTrace
 from caps_tf.training.compilation import split_at_routing

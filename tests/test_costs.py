@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from caps_tf import models
+from caps_tf.costs import count_costs
 from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting, HeinsenVectorRouting
-from caps_tf.models.costs import count_costs
 
 
 def test_dense_layers_multiply_each_input_with_each_output_and_the_first_needs_no_gradient_of_its_input():

@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 
 from caps_tf import limits
+from caps_tf.costs import estimate_memory
 from caps_tf.errors import UserError
-from caps_tf.models.costs import estimate_memory
 from caps_tf.training import memory
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TrainingData

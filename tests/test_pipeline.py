@@ -10,7 +10,7 @@ from PIL import Image
 
 from caps_tf.data import norb_format
 from caps_tf.data.datasets import open_dataset
-from caps_tf.data.pipeline import (
+from caps_tf.data.images import (
     Preprocessing,
     evaluation_batches,
     num_evaluation_batches,

@@ -55,7 +55,7 @@ def test_the_conformance_test_passes_for_the_network_of_the_recipe(recipe):
 LAYER = """
 import recipe, keras, numpy as np
 from caps_tf.layers.cosine_capsules import CosineCapsules
-from caps_tf.models.costs import count_costs
+from caps_tf.costs import count_costs
 children = keras.Input((3, 4, 2, 5))
 layer = CosineCapsules(6, iterations=3)
 model = keras.Model(children, layer(children))

@@ -15,8 +15,8 @@ import tensorflow as tf
 from PIL import Image
 
 from caps_tf.data.datasets import open_dataset
+from caps_tf.data.images import evaluation_batches, training_batches
 from caps_tf.data.mixup import mix_examples, mixed_batches
-from caps_tf.data.pipeline import evaluation_batches, training_batches
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.splits import make_splits
 from caps_tf.errors import UserError

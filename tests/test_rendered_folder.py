@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from caps_tf.data.datasets import open_dataset
-from caps_tf.data.rendered_folder import ToyViews, render_folder
-from caps_tf.data.renderer import Studio
-from caps_tf.data.toys import make_toy
 from caps_tf.errors import UserError
+from caps_tf.rendering.folder import ToyViews, render_folder
+from caps_tf.rendering.renderer import Studio
+from caps_tf.rendering.toys import make_toy
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--toys=2", "--step=60", "--image_size=16", "--seed=3")

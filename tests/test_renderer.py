@@ -14,11 +14,12 @@ import trimesh
 from scipy.ndimage import binary_dilation
 from scipy.spatial import ConvexHull
 
-from caps_tf.data import baselines, norb_format, rendered_norb, solids
-from caps_tf.data.renderer import Studio
-from caps_tf.data.toys import Toy, make_toy
+from caps_tf.data import baselines, norb_format
 from caps_tf.errors import UserError
 from caps_tf.files import locked
+from caps_tf.rendering import norb, solids
+from caps_tf.rendering.renderer import Studio
+from caps_tf.rendering.toys import Toy, make_toy
 
 ROOT = Path(__file__).resolve().parent.parent
 CATEGORIES = range(len(norb_format.CATEGORIES))
@@ -174,7 +175,7 @@ def test_pictures_do_not_depend_on_what_else_is_photographed():
 
 
 def test_the_full_grid_has_the_official_labels(tmp_path):
-    grid = rendered_norb.Grid()
+    grid = norb.Grid()
     assert grid.pairs_per_split == 24300
     category, info = norb_format.grid_info(grid.instances("testing"), grid.elevations, grid.azimuths, grid.lightings)
     norb_format.write_matrix(tmp_path / "cat", category)
@@ -241,13 +242,13 @@ def test_a_second_run_does_nothing_unless_told_to(tmp_path):
 def test_files_from_elsewhere_are_never_touched(tmp_path):
     (tmp_path / "smallnorb-5x01235x9x18x6x2x96x96-testing-dat.mat").write_bytes(b"precious")
     with pytest.raises(UserError, match="was not rendered: choose another --data_dir"):
-        rendered_norb.render_set(tmp_path, overwrite=True)
+        norb.render_set(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["smallnorb-5x01235x9x18x6x2x96x96-testing-dat.mat"]
 
 
 def test_one_rendering_at_a_time(tmp_path):
     with locked(tmp_path, "in use"), pytest.raises(UserError, match="another rendering is writing it"):
-        rendered_norb.render_set(tmp_path)
+        norb.render_set(tmp_path)
 
 
 def children(pid: int) -> list[int]:
@@ -294,7 +295,7 @@ def test_a_stopped_run_leaves_no_half_file_and_no_process(tmp_path, how):
 
 
 def test_flags_choose_views():
-    choose = rendered_norb.choose
+    choose = norb.choose
     assert choose("azimuths", "18") == norb_format.AZIMUTHS
     assert choose("elevations", "9") == norb_format.ELEVATIONS
     assert choose("lightings", "6") == norb_format.LIGHTINGS
@@ -321,7 +322,7 @@ def test_flags_choose_views():
 )
 def test_impossible_views_are_explained(axis, text, hint):
     with pytest.raises(UserError, match=f"--{axis}={text}: .*{hint}"):
-        rendered_norb.choose(axis, text)
+        norb.choose(axis, text)
 
 
 @pytest.mark.parametrize(

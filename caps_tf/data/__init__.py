@@ -1,1 +1,1 @@
-"""Bytes to batches: the NORB file format, the renderer, the TFRecord schema and tf.data pipelines."""
+"""Bytes to batches: the NORB file format, the TFRecord schema and tf.data pipelines."""

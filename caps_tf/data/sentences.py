@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from caps_tf.data.batches import SHUFFLE_BYTES, finish, record_id
 from caps_tf.data.datasets import SentenceDataset
-from caps_tf.data.pipeline import SHUFFLE_BYTES, finish, record_id
 from caps_tf.data.splits import Split
 from caps_tf.errors import UserError
 

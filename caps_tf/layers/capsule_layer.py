@@ -39,7 +39,7 @@ def multiplications_of_votes(iterations: int) -> int:
 
 
 class CountedLayer(keras.layers.Layer):
-    """A layer that contracts, and says how much: `caps_tf.models.costs` adds it up."""
+    """A layer that contracts, and says how much: `caps_tf.costs` adds it up."""
 
     def layer_cost(self, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> LayerCost:
         """Counts the multiplications of a forward pass.

@@ -9,8 +9,8 @@ import tensorflow as tf
 from caps_tf.data import sentences
 from caps_tf.data.damage import find_damage
 from caps_tf.data.datasets import ImageDataset, SentenceDataset, open_dataset
+from caps_tf.data.images import evaluation_batches, num_examples, training_batches
 from caps_tf.data.mixup import mixed_batches
-from caps_tf.data.pipeline import evaluation_batches, num_examples, training_batches
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits
 from caps_tf.data.viewpoints import STEPS

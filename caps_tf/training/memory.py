@@ -3,9 +3,9 @@
 import keras
 import tensorflow as tf
 
+from caps_tf.costs import estimate_memory
 from caps_tf.errors import UserError
 from caps_tf.limits import available_memory
-from caps_tf.models.costs import estimate_memory
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TrainingData
 from caps_tf.training.factories import make_model

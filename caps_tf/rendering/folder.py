@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from caps_tf.data import renderer, toys
 from caps_tf.data.norb_format import CATEGORIES
 from caps_tf.data.processes import IN_USE, explained, process_map
 from caps_tf.data.records import encode_png
 from caps_tf.errors import UserError
 from caps_tf.files import locked
 from caps_tf.progress import Progress
+from caps_tf.rendering import renderer, toys
 
 MANIFEST = "rendering.json"
 _VERSION = 1  # of the pictures: raise it when a change to toys or renderer changes them

@@ -1,4 +1,4 @@
-"""Records to batches (tf.data): decode, resize, crop, normalise and augment.
+"""Records of images to batches (tf.data): decode, resize, crop, normalise and augment.
 
 Training batches are a function of the seed and the epoch, so that a run which is resumed in the middle of an epoch sees
 exactly the batches that it would have seen. Evaluation batches count every example once.
@@ -10,13 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from caps_tf.data.augmentation import augment, central_crop, normalize
+from caps_tf.data.batches import SHUFFLE_BYTES, finish, record_id
 from caps_tf.data.datasets import ImageDataset
 from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.data.splits import Split
 from caps_tf.data.viewpoints import to_degrees
 from caps_tf.errors import UserError
 
-SHUFFLE_BYTES = 1 << 30
 _VIEWPOINT_KEYS = {
     "instance": "instance",
     "elevation": "label_elevation",
@@ -141,17 +141,6 @@ def _examples(split: Split, preprocessing: Preprocessing) -> tf.data.Dataset:
     return examples.unbatch() if stereo and preprocessing.views == "both" else examples
 
 
-def record_id(record: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """The row that an id such as "train_00042" names, else the record's position: numbers, which fit every device."""
-    if "id" not in record or record["id"].dtype != tf.string:
-        return record["position"]
-    return tf.cond(
-        tf.strings.regex_full_match(record["id"], r"(train|validation|test)_\d{1,18}"),
-        lambda: tf.strings.to_number(tf.strings.regex_replace(record["id"], r"^[a-z]+_", ""), tf.int64),
-        lambda: record["position"],
-    )
-
-
 def _decode(encoded: tf.Tensor, dataset: ImageDataset, preprocessing: Preprocessing) -> tf.Tensor:
     """Decodes [n] views into one float32 image [h, w, n c], resized."""
     decode = dataset.builder.info.features["image"].decode_example
@@ -166,11 +155,3 @@ def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     shrinks = all(have is not None and have >= want for have, want in zip(image.shape[:2], size, strict=True))
     method = tf.image.ResizeMethod.AREA if shrinks else tf.image.ResizeMethod.BILINEAR
     return tf.image.resize(image, size, method=method, antialias=True)
-
-
-def finish(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Batches as every replica and worker wants them, prepared ahead."""
-    options = tf.data.Options()
-    # Every worker reads all records and takes its part of each batch: sharding by files would change the batches.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from caps_tf.data import norb_format, renderer, toys
+from caps_tf.data import norb_format
 from caps_tf.data.processes import IN_USE, explained, process_map
 from caps_tf.errors import UserError
 from caps_tf.files import check_space, locked
 from caps_tf.progress import Progress
+from caps_tf.rendering import renderer, toys
 
 NAME = "renderednorb"
 _MANIFEST = "rendering.json"

@@ -15,7 +15,7 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from scipy.ndimage import gaussian_filter
 
-from caps_tf.data.toys import Toy
+from caps_tf.rendering.toys import Toy
 
 _CAMERA_DISTANCE, _BASELINE = 8.0, 0.6
 _HALF_FIELD = 1.25  # half the width of the picture at the middle of the toy
@@ -103,7 +103,7 @@ class Studio:
         toy: its mesh stands on z = 0 and needs vertex normals.
 
     Example:
-        >>> from caps_tf.data.toys import make_toy
+        >>> from caps_tf.rendering.toys import make_toy
         >>> studio = Studio(make_toy(category=0, instance=3))
         >>> studio.photograph(azimuth=40, elevations=[30, 70], lightings=range(6), size=48).shape
         (2, 6, 2, 48, 48)

@@ -10,7 +10,7 @@ import numpy as np
 import trimesh
 from scipy.spatial import ConvexHull
 
-from caps_tf.data.solids import Parts, box, chain, disc, hull, mirror, pair, ring, slab, surface
+from caps_tf.rendering.solids import Parts, box, chain, disc, hull, mirror, pair, ring, slab, surface
 
 Rng = np.random.Generator
 

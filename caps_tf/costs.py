@@ -90,19 +90,19 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
     """
     forward = step = forward_bytes = step_bytes = 0
     votes = [0]
-    reads_no_weights: set[int] = set()
+    unweighted: list[keras.KerasTensor] = []  # what no weight has touched: no gradient is wanted of it
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
-            reads_no_weights.update(id(tensor) for tensor in keras.tree.flatten(layer.output))
+            unweighted += keras.tree.flatten(layer.output)
             continue
         inputs, outputs = (
             [tensor.shape for tensor in keras.tree.flatten(value)] for value in (layer.input, layer.output)
         )
-        first = all(id(tensor) in reads_no_weights for tensor in keras.tree.flatten(layer.input))
+        first = all(any(tensor is other for other in unweighted) for tensor in keras.tree.flatten(layer.input))
         counted = _count_layer(layer, inputs, outputs, batch)
         if counted is None:
             if first:
-                reads_no_weights.update(id(tensor) for tensor in keras.tree.flatten(layer.output))
+                unweighted += keras.tree.flatten(layer.output)
             continue
         with_input, within, layer_votes = counted
         read, written = (
