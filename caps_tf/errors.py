@@ -13,6 +13,8 @@ class Preempted(Exception):
 class UserError(ValueError):
     """Bad input. The message is one line that names the culprit and says what to do next.
 
+    Parameters stand between backquotes, `image_size`; scripts write the flag of that name in their place.
+
     Example:
         >>> raise UserError("data/smallNORB holds no .mat files: run ./data/download.sh")
         Traceback (most recent call last):

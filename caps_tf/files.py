@@ -61,7 +61,7 @@ def check_space(directory: str | os.PathLike, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"{directory}: needs up to {needed / 1e9:.2f} GB of disk space, {free / 1e9:.2f} GB are free: "
-            "make room or choose another --storage"
+            "make room or choose another `storage`"
         )
 
 

@@ -44,7 +44,7 @@ def import_weights(network: str, state: StateDict, image_size: int = 96) -> kera
         name = min(expected ^ found)
         raise UserError(
             f"the state dict is not one of {network}: it {'has' if name in found else 'lacks'} {name}: "
-            "choose another --network or --source"
+            "choose another `network` or `source`"
         )
     try:
         model = build(state, image_size)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -37,8 +38,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
                 raise UserError(f"unexpected argument {argv[1]!r}: flags look like --name=value; see --help")
             return main(argv)
         except UserError as error:
-            one_line = " ".join(str(error).split())
-            print(f"error: {one_line}", file=sys.stderr)
+            print(f"error: {_with_flags(' '.join(str(error).split()))}", file=sys.stderr)
             if isinstance(error, ClusterLostError):
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -62,6 +62,11 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
             return 130
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _with_flags(message: str) -> str:
+    """Names of parameters, `name` in the library's messages, as the flags of this script that they come from."""
+    return re.sub(r"`(\w+)`", lambda name: f"--{name[1]}" if name[1] in flags.FLAGS else name[1], message)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -171,7 +171,10 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path):
     "arguments, message",
     [
         ({"backbone": "vgg"}, "backbone must be one of resnet, simple"),
-        ({"image_shape": (4, 40, 3)}, r"capsules\[0\] has a kernel of 3 on 2x20 positions.*raise --image_size"),
+        (
+            {"image_shape": (4, 40, 3)},
+            r"capsules\[0\] has a kernel of 3 on 2x20 positions.*larger ones \(`image_size`\)",
+        ),
         ({"config": changed(["class_capsules", "num_caps"], 10)}, "num_caps is 10, but the data have 5 classes"),
     ],
 )

@@ -81,7 +81,7 @@ def test_what_a_killed_run_left_behind_is_not_part_of_the_folder(tmp_path):
 
 def test_a_folder_from_elsewhere_is_never_touched(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"precious")
-    with pytest.raises(UserError, match="was not rendered: choose another --output"):
+    with pytest.raises(UserError, match="was not rendered: choose another `output`"):
         render_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 

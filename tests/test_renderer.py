@@ -241,7 +241,7 @@ def test_a_second_run_does_nothing_unless_told_to(tmp_path):
 
 def test_files_from_elsewhere_are_never_touched(tmp_path):
     (tmp_path / "smallnorb-5x01235x9x18x6x2x96x96-testing-dat.mat").write_bytes(b"precious")
-    with pytest.raises(UserError, match="was not rendered: choose another --data_dir"):
+    with pytest.raises(UserError, match="was not rendered: choose another `data_dir`"):
         norb.render_set(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["smallnorb-5x01235x9x18x6x2x96x96-testing-dat.mat"]
 
@@ -321,7 +321,7 @@ def test_flags_choose_views():
     ],
 )
 def test_impossible_views_are_explained(axis, text, hint):
-    with pytest.raises(UserError, match=f"--{axis}={text}: .*{hint}"):
+    with pytest.raises(UserError, match=f"`{axis}`={text}: .*{hint}"):
         norb.choose(axis, text)
 
 

@@ -304,7 +304,7 @@ def test_an_interrupted_conversion_goes_on_and_another_encoder_starts_over(texts
 
 def test_labels_and_class_names_that_do_not_fit_are_refused(texts, tmp_path):
     output = tmp_path / "out"
-    with pytest.raises(UserError, match=r"2 classes .* 3 names .*--class_names"):
+    with pytest.raises(UserError, match=r"2 classes .* 3 names .*`class_names`"):
         convert(texts, output, class_names=["a", "b", "c"])
     (tmp_path / "other.txt").write_text("2 a good film\n")
     with pytest.raises(UserError, match=r"other\.txt: label '2'"):

@@ -128,7 +128,7 @@ def test_objects_are_chosen_by_count_in_the_order_of_their_numbers_or_by_name():
     ],
 )
 def test_objects_that_cannot_be_divided_are_one_clear_line(text, hint):
-    with pytest.raises(UserError, match=f"--train_objects={text}: .*{hint}"):
+    with pytest.raises(UserError, match=f"`train_objects`={text}: .*{hint}"):
         view_records.training_objects({"cup": ["1", "2", "3"], "dog": ["1", "2", "3", "4", "5"]}, text)
 
 

@@ -142,7 +142,7 @@ def _prepare(directory: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
     manifest, metadata = directory / MANIFEST, directory / _METADATA
     text = json.dumps(plan, indent=1, sort_keys=True)
     if metadata.exists() and not manifest.exists() and not overwrite:
-        raise UserError(f"{directory}: holds a dataset from elsewhere: give --overwrite to replace it")
+        raise UserError(f"{directory}: holds a dataset from elsewhere: give `overwrite` to replace it")
     if overwrite or not manifest.exists() or manifest.read_text() != text:
         # The metadata first: without it nobody takes the rest for a whole dataset.
         for pattern in (_METADATA, MANIFEST, "features.json", "*.labels.txt", "*.tfrecord-*-of-*"):

@@ -77,7 +77,7 @@ def find_idx(directory: PathLike, name: str) -> Path:
     for path in (Path(directory, name), Path(directory, name + ".gz")):
         if path.exists():
             return path
-    raise UserError(f"{directory}: holds neither {name} nor {name}.gz: choose another --source")
+    raise UserError(f"{directory}: holds neither {name} nor {name}.gz: choose another `source`")
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,7 +97,7 @@ class Preprocessing:
                 )
         height, width = self.resize or (height, width)
         if height is None or width is None:
-            raise UserError(f"{dataset.name}: its images differ in size: resize them to one (--resize=ROWSxCOLUMNS)")
+            raise UserError(f"{dataset.name}: its images differ in size: resize them to one (`resize`=ROWSxCOLUMNS)")
         if self.crop:
             if self.crop[0] > height or self.crop[1] > width:
                 raise UserError(

@@ -71,7 +71,7 @@ def explained(directory: Path) -> Iterator[None]:
         yield
     except BrokenProcessPool:
         raise UserError(
-            f"{directory}: a rendering process was killed (out of memory?): try again with fewer --num_processes"
+            f"{directory}: a rendering process was killed (out of memory?): try again with fewer `num_processes`"
         ) from None
     except OSError as error:
         raise UserError(f"{error.filename or directory}: cannot be written: {error.strerror or error}") from None

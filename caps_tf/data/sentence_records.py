@@ -208,7 +208,7 @@ def convert_text(
     if len(class_labels) < 2 or len(class_names) != len(class_labels):
         raise UserError(
             f"{files['train']}: has {len(class_labels)} classes ({', '.join(class_labels[:10])}), and "
-            f"{len(class_names)} names are given: two or more are needed, one name each (--class_names)"
+            f"{len(class_names)} names are given: two or more are needed, one name each (`class_names`)"
         )
     splits = {split: SentenceRecords.read(path, split, class_labels, encoder) for split, path in files.items()}
     name = re.sub(r"\W+", "_", Path(directory).resolve().name).lower()

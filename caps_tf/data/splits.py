@@ -159,7 +159,7 @@ def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dic
         parts["validation"] = ("train", dataset.num_train - held_out, dataset.num_train)
     parts["test"] = ("test", 0, dataset.num_test)
     if dataset.num_train == held_out:
-        raise UserError(f"{dataset.name}: no records for train: lower --val_prop")
+        raise UserError(f"{dataset.name}: no records for train: lower `val_prop`")
     return {
         name: Split(dataset, name, source, start, stop, stop - start) for name, (source, start, stop) in parts.items()
     }

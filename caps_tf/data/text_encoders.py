@@ -89,7 +89,7 @@ class WordLlamaEncoder:
         except ImportError:
             raise UserError(
                 "the encoder wordllama is not installed: pip install '.[text]' (or pip install wordllama), "
-                "or give another --encoder"
+                "or give another `encoder`"
             ) from None
         # By itself the package overlooks the tokenizer that it ships.
         model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)

@@ -78,7 +78,7 @@ def find_views(source: PathLike, pattern: str = ETH_80) -> tuple[list[View], lis
     matcher = _compile(pattern)
     source = Path(source)
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder: give --source")
+        raise UserError(f"{source}: no such folder: give `source`")
     views, unmatched = [], []
     for path in sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()):
         match = matcher.fullmatch(path)
@@ -88,7 +88,7 @@ def find_views(source: PathLike, pattern: str = ETH_80) -> tuple[list[View], lis
             unmatched.append(path)
     if not views:
         found = f"{unmatched[0]!r} does not match {pattern!r}" if unmatched else "it is empty"
-        raise UserError(f"{source}: holds no file of the pattern ({found}): give another --pattern")
+        raise UserError(f"{source}: holds no file of the pattern ({found}): give another `pattern`")
     seen: dict[tuple, str] = {}
     for view in views:
         if (other := seen.setdefault(view[1:], view.path)) != view.path:
@@ -116,13 +116,13 @@ def _view(path: str, told: Mapping[str, str | None]) -> View:
         try:
             return 0 if text is None else int(text)
         except ValueError:
-            raise UserError(f"{path}: {name} {text!r} is not a whole number: change --pattern") from None
+            raise UserError(f"{path}: {name} {text!r} is not a whole number: change `pattern`") from None
 
     if not told["category"] or not told["object"]:
-        raise UserError(f"{path}: the pattern finds no category or no object in it: change --pattern")
+        raise UserError(f"{path}: the pattern finds no category or no object in it: change `pattern`")
     elevation = 90 - number("polar") if "polar" in told else number("elevation")
     if not -90 <= elevation <= 90:
-        raise UserError(f"{path}: elevation {elevation} is not within -90 and 90 degrees: change --pattern")
+        raise UserError(f"{path}: elevation {elevation} is not within -90 and 90 degrees: change `pattern`")
     return View(path, told["category"], _plain(told["object"]), elevation, number("azimuth") % 360, number("lighting"))
 
 
@@ -172,19 +172,19 @@ def training_objects(objects: Mapping[str, Sequence[str]], text: str) -> dict[st
     named = [_plain(name.strip()) for name in text.split(",") if name.strip()] if "," in text else []
     if not named and not (text.isascii() and text.isdigit() and int(text)):
         raise UserError(
-            f"--train_objects={text}: give how many of each category train, or which, with commas ('{text},')"
+            f"`train_objects`={text}: give how many of each category train, or which, with commas ('{text},')"
         )
     if len(objects) < 2:
-        raise UserError(f"holds one category, {next(iter(objects))!r}, and nothing to tell it from: change --pattern")
+        raise UserError(f"holds one category, {next(iter(objects))!r}, and nothing to tell it from: change `pattern`")
     chosen = {}
     for category, names in objects.items():
         if missing := [name for name in named if name not in names]:
             known = ", ".join(names)
-            raise UserError(f"--train_objects={text}: {category} has no object {missing[0]} (it has {known})")
+            raise UserError(f"`train_objects`={text}: {category} has no object {missing[0]} (it has {known})")
         chosen[category] = [name for name in names if name in named] if named else list(names[: int(text)])
         if len(chosen[category]) == len(names):
             raise UserError(
-                f"--train_objects={text}: {category} has {len(names)} objects, which leaves none to test: give fewer"
+                f"`train_objects`={text}: {category} has {len(names)} objects, which leaves none to test: give fewer"
             )
     return chosen
 
@@ -230,12 +230,12 @@ def image_shape(source: PathLike, views: Sequence[View], size: tuple[int, int] |
         if size is None and found != first[1]:
             raise UserError(
                 f"{source}: images differ in size, {_pixels(first[1])} in {first[0]} and {_pixels(found)} in "
-                f"{view.path}: give --image_size"
+                f"{view.path}: give `image_size`"
             )
     width, height = first[1]
     if size is None and width != height:
         raise UserError(
-            f"{source}: images of {_pixels(first[1])} are not square: give --image_size={height}x{width}, or N"
+            f"{source}: images of {_pixels(first[1])} are not square: give `image_size`={height}x{width}, or N"
         )
     return *(size or (height, width)), 3 if colour else 1
 

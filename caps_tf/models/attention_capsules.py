@@ -124,8 +124,8 @@ def _check_size(config: dict[str, Any], backbone: str, image_shape: tuple[int, i
         if min(padded) < stage["kernel_size"]:
             raise UserError(
                 f"attention_capsules: {name} has a kernel of {stage['kernel_size']} on {padded[0]}x{padded[1]} "
-                f"positions, what is left of images of {image_shape[0]}x{image_shape[1]}: raise --image_size, or "
-                "change the configuration"
+                f"positions, what is left of images of {image_shape[0]}x{image_shape[1]}: give it larger ones "
+                "(`image_size`), or change the configuration"
             )
         sizes = [(size - stage["kernel_size"]) // stage["stride"] + 1 for size in padded]
 

@@ -40,7 +40,7 @@ def cnn_baseline(
     if min(image_shape[:2]) < 4:
         raise UserError(
             f"cnn_baseline needs at least 4 pixels in height and width, "
-            f"but images are {image_shape[0]}x{image_shape[1]}: raise --image_size"
+            f"but images are {image_shape[0]}x{image_shape[1]}: give it larger ones (`image_size`)"
         )
     regularizer = keras.regularizers.L2(weight_reg) if weight_reg else None
     images = x = keras.Input(image_shape, name="image")

@@ -88,7 +88,7 @@ def heinsen_norb(
     if min(image_shape[:2]) < SMALLEST:
         raise UserError(
             f"heinsen_norb needs at least {SMALLEST} pixels in height and width, "
-            f"but images are {image_shape[0]}x{image_shape[1]}: raise --image_size"
+            f"but images are {image_shape[0]}x{image_shape[1]}: give it larger ones (`image_size`)"
         )
     regularizer = keras.regularizers.L2(weight_reg) if weight_reg else None
 

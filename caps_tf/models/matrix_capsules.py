@@ -59,7 +59,7 @@ def matrix_capsules(
     if min(image_shape[:2]) < smallest:
         raise UserError(
             f"matrix_capsules needs at least {smallest} pixels in height and width, "
-            f"but images are {image_shape[0]}x{image_shape[1]}: raise --image_size"
+            f"but images are {image_shape[0]}x{image_shape[1]}: give it larger ones (`image_size`)"
         )
     regularizer = keras.regularizers.L2(weight_reg) if weight_reg else None
     routing = {

@@ -145,8 +145,8 @@ def _is_rendered(directory: Path, manifest: str) -> bool:
     except OSError:
         if directory.is_dir() and not any(directory.iterdir()):
             return False
-        raise UserError(f"{directory}: is there and was not rendered: choose another --output") from None
-    raise UserError(f"{directory}: holds another rendering (see {MANIFEST}): remove it, or choose another --output")
+        raise UserError(f"{directory}: is there and was not rendered: choose another `output`") from None
+    raise UserError(f"{directory}: holds another rendering (see {MANIFEST}): remove it, or choose another `output`")
 
 
 def _render(directory: Path, views: ToyViews, num_processes: int) -> int:

@@ -96,15 +96,15 @@ def choose(axis: str, text: str) -> tuple[int, ...]:
     try:
         numbers = [int(number) for number in text.split(",") if number.strip()]
     except ValueError:
-        raise UserError(f"--{axis}={text}: needs whole numbers, one or several with commas") from None
+        raise UserError(f"`{axis}`={text}: needs whole numbers, one or several with commas") from None
     if "," in text or not numbers:
         if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(known):
-            raise UserError(f"--{axis}={text}: choose, each once, from {', '.join(map(str, known))}")
+            raise UserError(f"`{axis}`={text}: choose, each once, from {', '.join(map(str, known))}")
         return tuple(sorted(known[number] for number in numbers))
     count, values = numbers[0], tuple(known.values())
     if not 1 <= count <= len(values):
         raise UserError(
-            f"--{axis}={text}: one number is a count, 1 to {len(values)}; for the value {count} write '{count},'"
+            f"`{axis}`={text}: one number is a count, 1 to {len(values)}; for the value {count} write '{count},'"
         )
     if axis == "azimuths":
         return tuple(values[i * len(values) // count] for i in range(count))
@@ -170,11 +170,11 @@ def _prepare(directory: Path, grid: Grid, seed: int, overwrite: bool) -> None:
     ours = manifest.exists()
     same = ours and manifest.read_text() == text
     if whole and not ours:
-        raise UserError(f"{directory}: holds {whole[0].name}, which was not rendered: choose another --data_dir")
+        raise UserError(f"{directory}: holds {whole[0].name}, which was not rendered: choose another `data_dir`")
     if whole and not same and not overwrite:
         raise UserError(
-            f"{directory}: holds another rendering (see {_MANIFEST}): give --overwrite to replace it, "
-            "or another --data_dir"
+            f"{directory}: holds another rendering (see {_MANIFEST}): give `overwrite` to replace it, "
+            "or another `data_dir`"
         )
     for path in [*torn, *(whole if overwrite else [])]:
         path.unlink()

@@ -65,8 +65,10 @@ class Trainer:
         self._train_step = make_train_step(
             strategy, self.model, self._optimizer, loss_function, config.batch_size, config.uses_xla
         )
-        weights = {id(variable) for variable in self.model.weights}
-        self._random_states = [variable for variable in self.model.variables if id(variable) not in weights]
+        weights = self.model.weights
+        self._random_states = [
+            variable for variable in self.model.variables if not any(variable is weight for weight in weights)
+        ]
         self._stop = StopSignal()
         self._capsules = capsule_outputs(self.model)
         activations = [activations for _, activations in self._capsules.values()]
