@@ -25,9 +25,9 @@ class Halves(NamedTuple):
 
 
 def split_at_routing(model: keras.Model) -> Halves:
-    """Cuts a functional model before its first routing. Both halves share the model's layers.
+    """Cuts a functional model before its first routing: what depends on routing is capsules, all else features.
 
-    A model without routing is all features, and so is one whose outputs see its features past the routing too.
+    Both halves share the model's layers. A model without routing is all features.
 
     Example:
         >>> from caps_tf.models import matrix_capsules
@@ -36,13 +36,20 @@ def split_at_routing(model: keras.Model) -> Halves:
         >>> [layer.name for layer in features.layers][1:], [layer.name for layer in capsules.layers][2:]
         (['input_norm', 'relu_conv1', 'primary_capsules'], ['conv_capsules_1', 'conv_capsules_2', 'class_capsules'])
     """
-    routing = next((layer for layer in model.layers if isinstance(layer, RoutingLayer)), None)
-    if routing is not None:
-        read = keras.tree.flatten(routing.input)
-        try:
-            return Halves(keras.Model(model.input, read), keras.Model(read, model.output))
-        except ValueError:  # Keras's answer where outputs need more than these tensors
-            pass
     outputs = keras.tree.flatten(model.output)
+    routed: list[keras.KerasTensor] = []
+    read: list[keras.KerasTensor] = []
+    for layer in model.layers:  # in the order in which they are called
+        inputs = keras.tree.flatten(layer.input)
+        if isinstance(layer, RoutingLayer) or any(_is_among(tensor, routed) for tensor in inputs):
+            read += [tensor for tensor in inputs if not _is_among(tensor, routed + read)]
+            routed += keras.tree.flatten(layer.output)
+    if routed:
+        read += [tensor for tensor in outputs if not _is_among(tensor, routed + read)]
+        return Halves(keras.Model(model.input, read), keras.Model(read, model.output))
     same = [keras.Input(batch_shape=output.shape, dtype=output.dtype) for output in outputs]
     return Halves(keras.Model(model.input, outputs), keras.Model(same, keras.tree.pack_sequence_as(model.output, same)))
+
+
+def _is_among(tensor: keras.KerasTensor, others: list[keras.KerasTensor]) -> bool:
+    return any(tensor is other for other in others)
