@@ -75,7 +75,7 @@ def attention(
     iterations: int, sequential: bool = False, votes_mib: int = 16, dtype: str | None = None, **options: Any
 ) -> Network:
     model = models.attention_capsules(
-        (32, 32, 3), 10, num_routing=iterations, sequential_routing=sequential, votes_at_a_time=votes_mib * 2**20,
+        (32, 32, 3), 10, iterations=iterations, sequential_routing=sequential, votes_at_a_time=votes_mib * 2**20,
         dtype=dtype, **options,
     )  # fmt: skip
     return Network(model, own_loss("attention"), 10)
@@ -91,7 +91,7 @@ def heinsen_routing(
 ) -> Network:
     """The layer alone. Its scores, poses and variances all count in the loss, so that nothing can be left out."""
     scores, poses = keras.Input((children,), name="scores"), keras.Input((children, 4, 4), name="poses")
-    routing = HeinsenRouting(n_inp=n_inp, n_out=parents, d_cov=4, d_inp=4, d_out=4, n_iters=iterations, dtype=dtype)
+    routing = HeinsenRouting(n_inp=n_inp, n_out=parents, d_cov=4, d_inp=4, d_out=4, iterations=iterations, dtype=dtype)
     parent_scores, *matrices = routing((scores, poses))
     flat = [keras.layers.Reshape((parents, 16))(value) for value in matrices]
     features = keras.layers.Concatenate()([keras.layers.Reshape((parents, 1))(parent_scores), *flat])

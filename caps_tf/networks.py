@@ -71,14 +71,14 @@ NETWORKS: dict[str, Network] = {
     ),
     "heinsen_sst": Network(
         "caps_tf.models:heinsen_sst",
-        flags=_ROUTED,
+        flags={**_ROUTED, **_BOUND},
         reads="embedding",
         iterations=3,
     ),
     "attention": Network(
         "caps_tf.models:attention_capsules",
         flags={
-            "iter_routing": "num_routing",
+            "iter_routing": "iterations",
             "sequential_routing": "sequential_routing",
             "backbone": "backbone",
             "config_path": "config",

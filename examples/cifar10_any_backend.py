@@ -173,7 +173,7 @@ def main() -> None:
         len(classes),
         options.config,
         options.backbone,
-        num_routing=options.num_routing,
+        iterations=options.num_routing,
         sequential_routing=options.sequential_routing,
         dropout=options.dropout,
         votes_at_a_time=options.votes_at_a_time,

@@ -51,13 +51,13 @@ def test_the_residual_backbone_can_be_made_smaller():
 @pytest.mark.parametrize("backbone", ["resnet", "simple"])
 @pytest.mark.parametrize("image_shape", [(12, 21, 1), (17, 14, 3)])
 def test_any_image_shape_and_channel_number_gives_a_score_for_each_class(image_shape, backbone):
-    model = attention_capsules(image_shape, 7, SMALL, backbone, num_routing=2)
+    model = attention_capsules(image_shape, 7, SMALL, backbone, iterations=2)
     scores = np.array(model(np.random.default_rng(0).normal(size=(3, *image_shape))))
     assert scores.shape == (3, 7) and np.all(np.isfinite(scores))
 
 
 def test_an_image_does_not_depend_on_its_batch_mates():
-    model = attention_capsules((12, 16, 1), 3, SMALL, num_routing=3)
+    model = attention_capsules((12, 16, 1), 3, SMALL, iterations=3)
     images = np.random.default_rng(0).normal(size=(3, 12, 16, 1)).astype("float32")
     np.testing.assert_allclose(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
 
@@ -71,7 +71,7 @@ def test_the_network_learns_with_plain_keras_and_reloads(sequential, tmp_path):
     for image, label in zip(images, labels, strict=True):
         image[slice(1, 4) if label else slice(8, 11)] += 2.0
     model = attention_capsules(
-        (12, 12, 1), 2, SMALL, "simple", num_routing=2, sequential_routing=sequential, dropout=0.1
+        (12, 12, 1), 2, SMALL, "simple", iterations=2, sequential_routing=sequential, dropout=0.1
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     jit_compile = (

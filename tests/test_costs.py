@@ -39,14 +39,14 @@ def test_em_routing_multiplies_each_vote_in_each_iteration(iterations):
 def test_heinsen_routing_with_shared_weights_counts_the_lesser_of_votes_and_moments():
     scores, poses = keras.Input((30,)), keras.Input((30, 4, 4))
     for iterations, each in ((1, 4 * 14), (3, 4 * (4 * (4 + 1 + 6 + 4)))):
-        routing = HeinsenRouting(n_inp=None, n_out=5, d_cov=4, d_inp=4, d_out=4, n_iters=iterations)
+        routing = HeinsenRouting(n_inp=None, n_out=5, d_cov=4, d_inp=4, d_out=4, iterations=iterations)
         costs = count_costs(keras.Model([scores, poses], routing((scores, poses))), batch=2)
         assert costs.forward == 2 * 30 * 5 * each
 
 
 def test_vector_routing_sums_over_inputs_first():
     x = keras.Input((7, 6))
-    model = keras.Model(x, HeinsenVectorRouting(7, 5, 6, 4, n_iters=2)(x))
+    model = keras.Model(x, HeinsenVectorRouting(7, 5, 6, 4, iterations=2)(x))
     i, j, d, e = 7, 5, 6, 4
     assert count_costs(model, 3).forward == 3 * (
         i * d + 2 * (i * j * d + j * d + j * d * e) + j * e * d + j * d + i * j * d
@@ -95,7 +95,7 @@ def test_attention_class_capsules_weigh_sums_over_positions_instead_of_votes():
         lambda: models.conv_capsules((16, 20, 1), 3, routing="em"),
         lambda: models.matrix_capsules((20, 24, 1), 3, A=4, B=2, C=3, D=3),
         lambda: models.heinsen_norb((29, 33, 2), 3, channels=4, parts=4),
-        lambda: models.attention_capsules((8, 8, 1), 5, SMALL, num_routing=3),
+        lambda: models.attention_capsules((8, 8, 1), 5, SMALL, iterations=3),
         lambda: models.cnn_baseline((8, 8, 1), 3),
     ],
 )

@@ -82,7 +82,7 @@ def assert_finite(function, inputs):
 
 @campaigns
 def test_em_routing_is_finite_for_any_finite_input(examples):
-    def property_of(data, batch, children, kernel, strides, i, j, d, n_iters):
+    def property_of(data, batch, children, kernel, strides, i, j, d, iterations):
         kernel = min(kernel[0], children[0]), min(kernel[1], children[1])
         fields = Neighbourhood(children, kernel, strides)
         k, (p, q) = fields.kernel_positions, fields.parents
@@ -95,7 +95,7 @@ def test_em_routing_is_finite_for_any_finite_input(examples):
             gathered = ops.reshape(fields.gather(poses), (-1, k * i, d, d))
             votes = votes_of_children(pose_columns(gathered), vote_weights(weights))
             votes = ops.reshape(votes, (-1, p, q, j, d * d, k, i))
-            return em_routing(votes, fields.gather(activations), beta_u, beta_a, fields, n_iters)
+            return em_routing(votes, fields.gather(activations), beta_u, beta_a, fields, iterations)
 
         assert_finite(route, (poses, weights, beta_u, beta_a, activations))
 
@@ -105,7 +105,7 @@ def test_em_routing_is_finite_for_any_finite_input(examples):
 
 @campaigns
 def test_heinsen_routing_is_finite_for_any_finite_input(examples):
-    def property_of(data, batch, i, j, pose, shared, shared_beta, p_model, n_iters):
+    def property_of(data, batch, i, j, pose, shared, shared_beta, p_model, iterations):
         x, y, z = pose
         weighing, judging = 1 if shared else i, 1 if shared_beta else i
         inputs = data.draw(
@@ -114,7 +114,7 @@ def test_heinsen_routing_is_finite_for_any_finite_input(examples):
 
         def route(scores, poses, kernel, bias, beta_use, beta_ign):
             votes = votes_form(kernel, bias).of(poses, kernel, bias)
-            return heinsen_routing(scores, votes, beta_use, beta_ign, n_iters, p_model)
+            return heinsen_routing(scores, votes, beta_use, beta_ign, iterations, p_model)
 
         assert_finite(route, inputs)
 
@@ -124,13 +124,13 @@ def test_heinsen_routing_is_finite_for_any_finite_input(examples):
 
 @campaigns
 def test_vector_routing_is_finite_for_any_finite_input(examples):
-    def property_of(data, batch, i, j, d, e, normalize, lean, n_iters):
+    def property_of(data, batch, i, j, d, e, normalize, lean, iterations):
         weights = (i, d), (i,), (j, d), (d, e), (j, e), (e, d), (j, d), (j, d), (i, j), (i, j)
         inputs = data.draw(tensors((batch, i, d), *weights, (i, j), (i, j)))
 
         def route(x, *rest):
             weights = VectorRoutingWeights(*rest[:-2])
-            return efficient_vector_routing(x, weights, *rest[-2:], n_iters, normalize, memory_efficient=lean)
+            return efficient_vector_routing(x, weights, *rest[-2:], iterations, normalize, memory_efficient=lean)
 
         assert_finite(route, inputs)
 
@@ -140,13 +140,13 @@ def test_vector_routing_is_finite_for_any_finite_input(examples):
 
 @campaigns
 def test_inverted_attention_is_finite_for_any_finite_input(examples):
-    def property_of(data, n, c, j, pose, n_iters):
+    def property_of(data, n, c, j, pose, iterations):
         x, y, z = pose
         inputs = data.draw(tensors((n, c, x, y), (c, j, y, z), (n, j, x, z)))
 
         def route(children, weights, parents):
             first = first_parents(children, weights)
-            for _ in range(n_iters):
+            for _ in range(iterations):
                 parents = next_parents(children, weights, parents)
             return first, parents, routing_weights(children, weights, parents)
 

@@ -111,16 +111,18 @@ def route(case, dtype="float32", **arguments):
 
 @pytest.mark.skipif(WITHOUT_FLOAT64, reason="no float64")
 @pytest.mark.parametrize("p_model", ["gaussian", "skm"])
-@pytest.mark.parametrize("n_iters", [1, 2, 3, 5])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5])
 @pytest.mark.parametrize("shared, size", [(False, (4, 4, 4)), (True, (4, 4, 4)), (True, (1, 6, 2)), (False, (2, 3, 5))])
-def test_routing_is_what_the_paper_says_capsule_by_capsule(shared, size, n_iters, p_model):
+def test_routing_is_what_the_paper_says_capsule_by_capsule(shared, size, iterations, p_model):
     case = random_case(0, shared=shared, size=size)
-    found = route(case, "float64", n_iters=n_iters, p_model=p_model)
+    found = route(case, "float64", iterations=iterations, p_model=p_model)
     weights = [
         np.broadcast_to(case[name], (6, 3, *case[name].shape[2:])) for name in ("W", "B", "beta_use", "beta_ign")
     ]
     for example in range(2):
-        expected = heinsen_reference.route(case["scores"][example], case["poses"][example], *weights, n_iters, p_model)
+        expected = heinsen_reference.route(
+            case["scores"][example], case["poses"][example], *weights, iterations, p_model
+        )
         for value, reference in zip(found[:3], expected, strict=False):
             np.testing.assert_allclose(value[example], reference, rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(ops.transpose(found.routing_weights[example]), expected[3], atol=1e-10)
@@ -168,10 +170,10 @@ def test_the_order_of_children_does_not_matter(shared):
     )
 
 
-@pytest.mark.parametrize("n_iters", [1, 2, 4])
-def test_routing_weights_share_a_child_among_the_parents_and_its_data_into_used_and_ignored(n_iters):
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_routing_weights_share_a_child_among_the_parents_and_its_data_into_used_and_ignored(iterations):
     case = random_case(3)
-    parents = route(case, n_iters=n_iters)
+    parents = route(case, iterations=iterations)
     np.testing.assert_allclose(ops.sum(parents.routing_weights, axis=1), 1.0, atol=1e-5)
     active = 1 / (1 + np.exp(-case["scores"]))
     np.testing.assert_allclose(parents.used + parents.ignored, np.broadcast_to(active[:, None], (2, 3, 6)), atol=1e-5)
@@ -233,7 +235,7 @@ def test_parents_with_shared_weights_differ_only_if_told_apart():
     [
         ({"n_inp": 5, "n_out": 4}, [(4,), (4, 2, 3), (4, 2, 3)]),
         ({"n_out": 4, "p_model": "skm", "single_beta": True}, [(4,), (4, 2, 3), (4, 2, 3)]),
-        ({"symmetry_breaking": True, "n_iters": 2}, [(5,), (5, 2, 3), (5, 2, 3)]),
+        ({"symmetry_breaking": True, "iterations": 2}, [(5,), (5, 2, 3), (5, 2, 3)]),
     ],
 )
 def test_heinsen_routing_is_a_keras_layer(arguments, shapes, tmp_path):
@@ -245,9 +247,9 @@ def test_heinsen_routing_is_a_keras_layer(arguments, shapes, tmp_path):
     )
 
 
-@pytest.mark.parametrize("n_iters", [1, 3])
-def test_the_internals_are_there_after_any_number_of_iterations(n_iters):
-    layer = HeinsenRouting(n_inp=5, n_out=4, d_cov=2, d_inp=3, d_out=3, n_iters=n_iters, return_dict=True)
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_the_internals_are_there_after_any_number_of_iterations(iterations):
+    layer = HeinsenRouting(n_inp=5, n_out=4, d_cov=2, d_inp=3, d_out=3, iterations=iterations, return_dict=True)
     children = np.zeros((2, 5), "float32"), np.ones((2, 5, 2, 3), "float32")
     found = layer(children)
     declared = layer.compute_output_shape([array.shape for array in children])
@@ -261,7 +263,7 @@ def test_the_internals_are_there_after_any_number_of_iterations(n_iters):
         (lambda: HeinsenRouting(4, 4, 4, n_out=1), "n_out must be at least 2"),
         (lambda: HeinsenRouting(4, 4, 4, n_inp=0), "n_inp must be at least 1"),
         (lambda: HeinsenRouting(4, 0, 4), "d_inp must be at least 1"),
-        (lambda: HeinsenRouting(4, 4, 4, n_iters=0), "n_iters must be at least 1"),
+        (lambda: HeinsenRouting(4, 4, 4, iterations=0), "iterations must be at least 1"),
         (lambda: HeinsenRouting(4, 4, 4, p_model="laplace"), "gaussian, skm"),
         (lambda: HeinsenRouting(4, 4, 4, n_out=3, symmetry_breaking=True), "leave n_out open"),
         (lambda: HeinsenRouting(4, 4, 4, n_inp=5)((np.zeros((2, 6)), np.zeros((2, 6, 4, 4)))), "n_inp 5|scores"),
@@ -276,3 +278,10 @@ def test_bad_arguments_get_one_clear_error(make, message):
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert len(str(caught.value)) < 400
+
+
+def test_the_published_name_of_the_iterations_is_understood():
+    sizes = {"n_inp": 5, "n_out": 4, "d_cov": 2, "d_inp": 3, "d_out": 3}
+    layer = HeinsenRouting(**sizes, n_iters=5)
+    assert layer.iterations == 5 and HeinsenRouting(**sizes).iterations == 3
+    assert "n_iters" not in layer.get_config() and HeinsenRouting.from_config(layer.get_config()).iterations == 5

@@ -173,21 +173,21 @@ def random_mask(n_inp=7, n_out=4, seed=1):
 
 
 @needs_float64
-@pytest.mark.parametrize("n_iters", [1, 2, 3, 5])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5])
 @pytest.mark.parametrize("d_out", [1, 3])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     "fixed, normalize, memory_efficient", [(True, True, True), (False, False, True), (True, True, False)]
 )
 def test_agrees_with_algorithm_1_worked_out_capsule_by_capsule(
-    n_iters, d_out, masked, fixed, normalize, memory_efficient
+    iterations, d_out, masked, fixed, normalize, memory_efficient
 ):
-    x, weights, beta_use, beta_ign = random_case(d_out=d_out, fixed=fixed, seed=n_iters)
+    x, weights, beta_use, beta_ign = random_case(d_out=d_out, fixed=fixed, seed=iterations)
     mask = random_mask() if masked else None
-    routed = route(x, weights, beta_use, beta_ign, n_iters, normalize, memory_efficient, mask)
+    routed = route(x, weights, beta_use, beta_ign, iterations, normalize, memory_efficient, mask)
     for example in range(len(x)):
         expected = heinsen_vectors_reference.route(
-            x[example], weights._asdict(), beta_use, beta_ign, n_iters, normalize,
+            x[example], weights._asdict(), beta_use, beta_ign, iterations, normalize,
             np.zeros((7, 4), bool) if mask is None else mask,
         )  # fmt: skip
         for found, value in zip(routed[:3], expected, strict=True):
@@ -198,15 +198,15 @@ def test_agrees_with_algorithm_1_worked_out_capsule_by_capsule(
 def test_an_example_does_not_depend_on_its_batch_mates():
     x, *parameters = random_case(batch=3)
     x[1:] *= 1e6
-    together = route(x, *parameters, n_iters=3)
-    alone = route(x[:1], *parameters, n_iters=3)
+    together = route(x, *parameters, iterations=3)
+    alone = route(x[:1], *parameters, iterations=3)
     for many, one in zip(together, alone, strict=True):
         np.testing.assert_allclose(many[0], one[0], rtol=1e-12, atol=1e-14)
 
 
 @needs_float64
 def test_the_order_of_inputs_does_not_matter_where_their_number_varies():
-    layer = HeinsenVectorRouting(None, 4, 5, 3, n_iters=3, dtype="float64")
+    layer = HeinsenVectorRouting(None, 4, 5, 3, iterations=3, dtype="float64")
     x = np.random.default_rng(0).normal(size=(2, 7, 5))
     order = np.random.default_rng(1).permutation(7)
     vectors, credit = values(layer(x, return_credit=True))
@@ -215,32 +215,32 @@ def test_the_order_of_inputs_does_not_matter_where_their_number_varies():
     np.testing.assert_allclose(shuffled_credit, credit[:, order], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("n_iters", [1, 3])
-def test_each_input_shares_itself_out_completely_and_nothing_goes_where_it_is_ignored(n_iters):
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_each_input_shares_itself_out_completely_and_nothing_goes_where_it_is_ignored(iterations):
     x, *parameters = random_case()
     mask = random_mask()
     for given in (None, mask):
-        weights = route(x, *parameters, n_iters=n_iters, mask=given).routing_weights
+        weights = route(x, *parameters, iterations=iterations, mask=given).routing_weights
         np.testing.assert_allclose(weights.sum(axis=-1), np.ones((2, 7)), rtol=1e-6)
     assert np.all(weights[:, mask] == 0)
 
 
-@pytest.mark.parametrize("n_iters", [1, 2, 3])
-def test_an_input_that_all_outputs_ignore_takes_no_part_in_value_or_gradient(n_iters):
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_an_input_that_all_outputs_ignore_takes_no_part_in_value_or_gradient(iterations):
     x, weights, *betas = random_case()
     mask = random_mask()
     mask[3] = True
 
     def objective(x, *parameters):
         routed = efficient_vector_routing(
-            x, VectorRoutingWeights(*parameters[:-2]), *parameters[-2:], n_iters=n_iters, mask=mask
+            x, VectorRoutingWeights(*parameters[:-2]), *parameters[-2:], iterations=iterations, mask=mask
         )
         return ops.sum(ops.sin(routed.vectors))
 
-    routed = route(x, weights, *betas, n_iters=n_iters, mask=mask)
+    routed = route(x, weights, *betas, iterations=iterations, mask=mask)
     elsewhere = x.copy()
     elsewhere[:, 3] = 1e3
-    again = route(elsewhere, weights, *betas, n_iters=n_iters, mask=mask)
+    again = route(elsewhere, weights, *betas, iterations=iterations, mask=mask)
     for value, other in zip(routed[:3], again[:3], strict=True):  # all but its own score
         assert np.all(np.isfinite(value))
         np.testing.assert_array_equal(value, other)
@@ -272,7 +272,7 @@ def test_all_inputs_ignored_gives_zeros_and_finite_gradients():
 
 
 def test_under_a_causal_mask_the_first_iteration_sees_no_later_input():
-    layer = HeinsenVectorRouting(6, 6, 5, 3, n_iters=1)
+    layer = HeinsenVectorRouting(6, 6, 5, 3, iterations=1)
     x = np.random.default_rng(0).normal(size=(1, 6, 5)).astype("float32")
     causal = np.tril(np.ones((6, 6), bool), -1)  # output j ignores inputs after j
     changed = x.copy()
@@ -283,13 +283,15 @@ def test_under_a_causal_mask_the_first_iteration_sees_no_later_input():
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e4])
-@pytest.mark.parametrize("n_iters", [1, 3])
-def test_extreme_inputs_give_finite_values_and_gradients(scale, n_iters):
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_extreme_inputs_give_finite_values_and_gradients(scale, iterations):
     x, weights, *betas = random_case(scale=scale)
     cast = [np.asarray(value, "float32") for value in (x, *weights, *betas)]
 
     def objective(x, *parameters):
-        routed = efficient_vector_routing(x, VectorRoutingWeights(*parameters[:-2]), *parameters[-2:], n_iters=n_iters)
+        routed = efficient_vector_routing(
+            x, VectorRoutingWeights(*parameters[:-2]), *parameters[-2:], iterations=iterations
+        )
         return ops.sum(routed.vectors)
 
     assert np.isfinite(values(objective(*cast)))
@@ -327,7 +329,7 @@ def test_definable_layer(n_inp, tmp_path):
 @needs_float64
 def test_the_efficient_form_is_a_special_case_of_the_definable_one():
     x = np.random.default_rng(0).normal(size=(2, 7, 5))
-    efficient = HeinsenVectorRouting(None, 4, 5, 3, n_iters=3, normalize=False, dtype="float64")
+    efficient = HeinsenVectorRouting(None, 4, 5, 3, iterations=3, normalize=False, dtype="float64")
     efficient.build(x.shape)
     w = {variable.name: ops.convert_to_tensor(numpy(variable)) for variable in efficient.weights}
 
@@ -343,7 +345,7 @@ def test_the_efficient_form_is_a_special_case_of_the_definable_one():
         S=lambda x, predictions: ops.log_sigmoid(
             ops.einsum("...id,...jd->...ij", x, predictions) * w["W_S"] + w["B_S"]
         ),
-        n_iters=3,
+        iterations=3,
         dtype="float64",
     )
     definable.build(x.shape)
@@ -454,7 +456,7 @@ def test_a_mask_may_differ_between_examples():
         ({"n_inp": -2}, "n_inp must be at least 1, or None"),
         ({"d_inp": 0}, "d_inp and d_out must be at least 1"),
         ({"d_out": 0}, "d_inp and d_out must be at least 1"),
-        ({"n_iters": 0}, "n_iters must be at least 1"),
+        ({"iterations": 0}, "iterations must be at least 1"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(arguments, message):
@@ -494,7 +496,7 @@ def test_a_mask_of_another_shape_is_refused_in_one_line(shape):
 def test_zero_iterations_are_refused():
     x, *parameters = random_case()
     with pytest.raises(ValueError, match="at least 1 iteration"):
-        efficient_vector_routing(x, *parameters, n_iters=0)
+        efficient_vector_routing(x, *parameters, iterations=0)
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="reads a TensorFlow graph")
@@ -502,7 +504,7 @@ def test_zero_iterations_are_refused():
 def test_no_step_of_the_efficient_form_makes_a_tensor_of_all_proposals(n_inp, n_out, d_inp, d_out):
     import tensorflow as tf
 
-    layer = HeinsenVectorRouting(n_inp, n_out, d_inp, d_out, n_iters=3)
+    layer = HeinsenVectorRouting(n_inp, n_out, d_inp, d_out, iterations=3)
     layer.build((n_inp, d_inp))
 
     @tf.function

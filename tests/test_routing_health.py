@@ -161,7 +161,7 @@ def test_a_trace_of_vector_routing_ends_with_the_layers_routing_weights_and_leav
     x = np.random.default_rng(0).normal(size=(2, 3, 7, 6)).astype("float32")
     mask = np.zeros((7, 4), bool)
     mask[0], mask[1, 2:] = True, True  # the first input goes nowhere, the second to two outputs
-    layer = HeinsenVectorRouting(n_inp=7, n_out=4, d_inp=6, d_out=5, n_iters=3, return_dict=True)
+    layer = HeinsenVectorRouting(n_inp=7, n_out=4, d_inp=6, d_out=5, iterations=3, return_dict=True)
     found = layer(x, mask=mask)
     trace = layer.routing_trace(x, mask=mask)
     weights = np.array(trace.steps[-1].routing_weights)

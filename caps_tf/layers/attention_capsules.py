@@ -8,7 +8,7 @@ from keras import ops
 from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
-from caps_tf.routing.grouping import images_at_a_time
+from caps_tf.routing.grouping import VOTES_AT_A_TIME, images_at_a_time
 from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.inverted_attention import first_parents, next_parents, routing_weights, shared_parents
 
@@ -50,7 +50,7 @@ class AttentionCapsules(RoutingLayer):
         pose_columns: int | None = None,
         child_pose: tuple[int, ...] | None = None,
         dropout: float = 0.0,
-        votes_at_a_time: int = 2**24,
+        votes_at_a_time: int = VOTES_AT_A_TIME["attention"],
         kernel_initializer: keras.initializers.Initializer | str | None = None,
         kernel_regularizer: keras.regularizers.Regularizer | str | None = None,
         seed: int | None = None,

@@ -10,7 +10,7 @@ from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer, multiplication
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.em import VARIANCE_FLOOR, Parents, em_routing
-from caps_tf.routing.grouping import images_at_a_time, map_groups
+from caps_tf.routing.grouping import VOTES_AT_A_TIME, images_at_a_time, map_groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.routing.votes import VoteWeights, coordinate_offsets, pose_columns, vote_weights, votes_of_children
@@ -52,7 +52,7 @@ class EMCapsules(RoutingLayer):
         iterations: int = 2,
         final_lambda: float = 0.01,
         epsilon: float = 1e-9,
-        votes_at_a_time: int = 2**22,
+        votes_at_a_time: int = VOTES_AT_A_TIME["em"],
         kernel_initializer: keras.initializers.Initializer | str | None = None,
         beta_a_initializer: keras.initializers.Initializer | str | None = None,
         beta_u_initializer: keras.initializers.Initializer | str = "glorot_uniform",

@@ -8,7 +8,7 @@ from keras import ops
 
 from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer, multiplications_of_votes
 from caps_tf.layers.precision import routing_dtype
-from caps_tf.routing.grouping import images_at_a_time, map_groups
+from caps_tf.routing.grouping import VOTES_AT_A_TIME, images_at_a_time, map_groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.heinsen import P_MODELS, HeinsenParents, heinsen_routing
 from caps_tf.routing.heinsen_votes import StoredSharedVotes, StoredVotes, votes_form
@@ -31,7 +31,7 @@ class HeinsenRouting(RoutingLayer):
         d_out: columns of a parent's pose.
         n_inp: number of children, or None for any number.
         n_out: number of parents, or None: as many as `call` is told, by default as many as there are children.
-        n_iters: routing iterations.
+        iterations: routing iterations; the published module's name for it, `n_iters`, is understood too.
         single_beta: whether ignoring a child's data costs what using them would yield (beta_ign = beta_use).
         p_model: "gaussian", or "skm" for soft k-means.
         eps: keeps divisions and variances above zero.
@@ -77,21 +77,22 @@ class HeinsenRouting(RoutingLayer):
         d_out: int,
         n_inp: int | None = None,
         n_out: int | None = None,
-        n_iters: int = 3,
+        iterations: int = 3,
         single_beta: bool = False,
         p_model: str = "gaussian",
         eps: float = 1e-5,
         symmetry_breaking: bool = False,
         return_dict: bool = False,
-        votes_at_a_time: int = 2**23,
+        votes_at_a_time: int = VOTES_AT_A_TIME["heinsen"],
         bias_initializer: keras.initializers.Initializer | str = "zeros",
         **kwargs,
     ):
+        iterations = kwargs.pop("n_iters", iterations)
         super().__init__(**kwargs)
         self.n_inp = None if n_inp == -1 else n_inp
         self.n_out = None if n_out == -1 else n_out
         sizes = {"n_inp": self.n_inp, "n_out": self.n_out, "d_cov": d_cov, "d_inp": d_inp, "d_out": d_out}
-        for name, size in {**sizes, "n_iters": n_iters, "votes_at_a_time": votes_at_a_time}.items():
+        for name, size in {**sizes, "iterations": iterations, "votes_at_a_time": votes_at_a_time}.items():
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, not {size}")
         if self.n_out == 1:
@@ -101,7 +102,7 @@ class HeinsenRouting(RoutingLayer):
         if symmetry_breaking and self.n_out is not None:
             raise ValueError("symmetry_breaking tells parents with shared weights apart: leave n_out open for it")
         self.d_cov, self.d_inp, self.d_out = d_cov, d_inp, d_out
-        self.n_iters = n_iters
+        self.iterations = iterations
         self.single_beta = single_beta
         self.p_model = p_model
         self.eps = eps
@@ -173,7 +174,7 @@ class HeinsenRouting(RoutingLayer):
 
         Example:
             >>> import numpy as np
-            >>> layer = HeinsenRouting(n_inp=None, n_out=5, d_cov=4, d_inp=4, d_out=4, n_iters=3)
+            >>> layer = HeinsenRouting(n_inp=None, n_out=5, d_cov=4, d_inp=4, d_out=4, iterations=3)
             >>> children = np.zeros((2, 30), "float32"), np.ones((2, 30, 4, 4), "float32")
             >>> _ = layer(children)
             >>> trace = layer.routing_trace(children)
@@ -183,7 +184,7 @@ class HeinsenRouting(RoutingLayer):
         scores, poses, (kernel, bias, *betas) = self._exact(children, n_out)
         votes, betas = _stored_votes(poses, kernel, bias), list(map(ops.transpose, betas))
         steps = []
-        for iterations in range(1, self.n_iters + 1):
+        for iterations in range(1, self.iterations + 1):
             parents = heinsen_routing(scores, votes, *betas, iterations, self.p_model, self.eps)
             n, j, *_ = ops.shape(parents.poses)
             means, variances = (ops.reshape(value, (n, j, -1)) for value in (parents.poses, parents.variances))
@@ -196,10 +197,10 @@ class HeinsenRouting(RoutingLayer):
         parents, columns_out = outputs[1][-3], outputs[1][-1]
         pairs = math.prod(batch) * children * parents
         votes = pairs * rows * columns_out
-        least = votes * columns, votes * multiplications_of_votes(self.n_iters)
+        least = votes * columns, votes * multiplications_of_votes(self.iterations)
         if self.n_inp is None:  # the same sums from the moments of pose rows, without votes
             moments = columns + columns * (columns + 1) // 2
-            least = min(least, (pairs * rows * moments * (2 * self.n_iters - 1), 0), key=sum)
+            least = min(least, (pairs * rows * moments * (2 * self.iterations - 1), 0), key=sum)
         return LayerCost(*least, (votes,))
 
     def capsules_of(self, outputs) -> tuple:
@@ -228,7 +229,7 @@ class HeinsenRouting(RoutingLayer):
 
         def route(scores, poses, weights, betas):
             some = votes.of_examples(poses, weights)
-            return heinsen_routing(scores, some, *betas, self.n_iters, self.p_model, self.eps)[:kept]
+            return heinsen_routing(scores, some, *betas, self.iterations, self.p_model, self.eps)[:kept]
 
         grouped, shared = (scores, votes.poses), (votes.shared, tuple(map(ops.transpose, betas)))
         batch, n_inp, parents = *scores.shape, kernel.shape[1]
@@ -312,7 +313,7 @@ class HeinsenRouting(RoutingLayer):
         return scores, poses
 
     def get_config(self):
-        names = ("d_cov", "d_inp", "d_out", "n_inp", "n_out", "n_iters", "single_beta", "p_model", "eps")
+        names = ("d_cov", "d_inp", "d_out", "n_inp", "n_out", "iterations", "single_beta", "p_model", "eps")
         names = (*names, "symmetry_breaking", "return_dict", "votes_at_a_time")
         bias = keras.initializers.serialize(self.bias_initializer)
         return {**super().get_config(), **{name: getattr(self, name) for name in names}, "bias_initializer": bias}

@@ -23,7 +23,7 @@ class VectorRouting(RoutingLayer):
     Args:
         n_inp: number of input vectors; None (or -1) for any number, then the betas are computed from each input.
         n_out: number of output vectors, at least 2.
-        n_iters: number of iterations, at least 1.
+        iterations: number of iterations, at least 1; the published name `n_iters` is understood too.
         return_dict: whether a call returns a dictionary with the internals.
         **kwargs: `keras.layers.Layer` arguments.
 
@@ -31,18 +31,19 @@ class VectorRouting(RoutingLayer):
         ValueError: if a size is too small.
     """
 
-    def __init__(self, n_inp: int | None, n_out: int, n_iters: int = 2, return_dict: bool = False, **kwargs):
+    def __init__(self, n_inp: int | None, n_out: int, iterations: int = 2, return_dict: bool = False, **kwargs):
+        iterations = kwargs.pop("n_iters", iterations)
         super().__init__(**kwargs)
         n_inp = None if n_inp == -1 else n_inp
         if n_inp is not None and n_inp < 1:
             raise ValueError(f"n_inp must be at least 1, or None for any number of input vectors, not {n_inp}")
         if n_out < 2:
             raise ValueError(f"n_out must be at least 2, for outputs to compete for inputs, not {n_out}")
-        if n_iters < 1:
-            raise ValueError(f"n_iters must be at least 1, not {n_iters}")
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, not {iterations}")
         self.n_inp = n_inp
         self.n_out = n_out
-        self.n_iters = n_iters
+        self.iterations = iterations
         self.return_dict = return_dict
 
     def __call__(self, x, mask=None, **kwargs):
@@ -73,20 +74,20 @@ class VectorRouting(RoutingLayer):
             counts what the leading axes hold.
 
         Example:
-            >>> layer, x = HeinsenVectorRouting(n_inp=7, n_out=5, d_inp=6, d_out=4, n_iters=3), np.ones((2, 7, 6))
+            >>> layer, x = HeinsenVectorRouting(n_inp=7, n_out=5, d_inp=6, d_out=4, iterations=3), np.ones((2, 7, 6))
             >>> _ = layer(x)
             >>> [tuple(step.routing_weights.shape) for step in layer.routing_trace(x).steps]
             [(2, 5, 7), (2, 5, 7), (2, 5, 7)]
         """
         x = ops.convert_to_tensor(x)
         mask = self._routing_mask(x, mask)
-        found = [self._routed(x, mask, iterations) for iterations in range(1, self.n_iters + 1)]
+        found = [self._routed(x, mask, iterations) for iterations in range(1, self.iterations + 1)]
         pairs = (-1, *ops.shape(found[0].routing_weights)[-2:])
         steps = (RoutingStep(ops.swapaxes(ops.reshape(each.routing_weights, pairs), 1, 2)) for each in found)
         return RoutingTrace(tuple(steps), ops.reshape(ops.sigmoid(found[0].scores), pairs[:2]))
 
     def call(self, x, mask=None, return_credit=False):
-        return self._outputs(self._routed(x, self._routing_mask(x, mask), self.n_iters), return_credit)
+        return self._outputs(self._routed(x, self._routing_mask(x, mask), self.iterations), return_credit)
 
     def capsules_of(self, outputs) -> None:
         """Nothing: output vectors are poses whose activations stay inside."""
@@ -149,7 +150,7 @@ class VectorRouting(RoutingLayer):
         return (vectors, credit) if return_credit else vectors
 
     def get_config(self):
-        names = ("n_inp", "n_out", "n_iters", "return_dict")
+        names = ("n_inp", "n_out", "iterations", "return_dict")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
@@ -169,7 +170,7 @@ class HeinsenVectorRouting(VectorRouting):
         d_inp: elements of an input vector.
         d_out: elements of an output vector. With d_out 1 the outputs are the n_out elements of one vector, and are
             never normalised.
-        n_iters: number of iterations, at least 1.
+        iterations: number of iterations, at least 1; the published name `n_iters` is understood too.
         normalize: whether output vectors leave with mean 0 and variance 1.
         memory_efficient: false makes every input's proposal for every output, n_inp x n_out x d_out elements, to the
             same result; for comparison only.
@@ -207,13 +208,13 @@ class HeinsenVectorRouting(VectorRouting):
         n_out: int,
         d_inp: int,
         d_out: int,
-        n_iters: int = 2,
+        iterations: int = 2,
         normalize: bool = True,
         memory_efficient: bool = True,
         return_dict: bool = False,
         **kwargs,
     ):
-        super().__init__(n_inp, n_out, n_iters, return_dict, **kwargs)
+        super().__init__(n_inp, n_out, iterations, return_dict, **kwargs)
         if d_inp < 1 or d_out < 1:
             raise ValueError(f"d_inp and d_out must be at least 1, not {d_inp} and {d_out}")
         self.d_inp = d_inp
@@ -240,7 +241,13 @@ class HeinsenVectorRouting(VectorRouting):
     def layer_cost(self, inputs, outputs) -> LayerCost:
         """Of the efficient form, which has no votes: products with sums over the inputs come first."""
         [[*batch, i, d]] = inputs
-        examples, j, e, combined, judged = math.prod(batch), self.n_out, self.d_out, self.n_iters, self.n_iters - 1
+        examples, j, e, combined, judged = (
+            math.prod(batch),
+            self.n_out,
+            self.d_out,
+            self.iterations,
+            self.iterations - 1,
+        )
         with_input = examples * (i * d + (combined + judged) * i * j * d)
         within = examples * (combined * (j * d + j * d * e) + judged * (j * e * d + j * d))
         return LayerCost(with_input, within)
@@ -280,7 +287,7 @@ class DefinableVectorRouting(VectorRouting):
         G: gives what each output predicts for the inputs, [..., n_out, d_out] to [..., n_out, d_inp] (or whatever S
             takes).
         S: scores the predictions, (x, predictions) to [..., n_inp, n_out].
-        n_iters: number of iterations, at least 1.
+        iterations: number of iterations, at least 1; the published name `n_iters` is understood too.
         return_dict: whether a call returns a dictionary with the internals.
         **kwargs: `keras.layers.Layer` arguments.
 
@@ -310,11 +317,11 @@ class DefinableVectorRouting(VectorRouting):
         F: Callable,
         G: Callable,
         S: Callable,
-        n_iters: int = 2,
+        iterations: int = 2,
         return_dict: bool = False,
         **kwargs,
     ):
-        super().__init__(n_inp, n_out, n_iters, return_dict, **kwargs)
+        super().__init__(n_inp, n_out, iterations, return_dict, **kwargs)
         self.A = A
         self.F = F
         self.G = G
@@ -331,7 +338,7 @@ class DefinableVectorRouting(VectorRouting):
         """Of the sums over the inputs' proposals alone: what the four networks compute is theirs to say."""
         [[*batch, i, _]] = inputs
         proposals = math.prod(batch) * i * self.n_out * self.d_out
-        return LayerCost(0, self.n_iters * proposals, (proposals,))
+        return LayerCost(0, self.iterations * proposals, (proposals,))
 
     def _routed(self, x, mask, iterations: int) -> RoutedVectors:
         scores = ops.cast(self.A(x)[..., 0], routing_dtype(self))

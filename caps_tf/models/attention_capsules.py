@@ -10,6 +10,7 @@ from caps_tf.layers import AttentionConvCapsules, AttentionDenseCapsules, Capsul
 from caps_tf.models.attention_config import check_attention_config, load_attention_config
 from caps_tf.models.normalization import batch_normalization
 from caps_tf.networks import BACKBONES
+from caps_tf.routing.grouping import VOTES_AT_A_TIME
 
 PUBLISHED_RESNET = {"first_dim": 64, "blocks": (3, 4)}
 """Channels of the first residual blocks; how many there are with these channels, and with the config's and its stride."""
@@ -20,10 +21,10 @@ def attention_capsules(
     num_classes: int,
     config: str | dict[str, Any] = "cifar10",
     backbone: str = "resnet",
-    num_routing: int = 2,
+    iterations: int = 2,
     sequential_routing: bool = False,
     dropout: float = 0.0,
-    votes_at_a_time: int = 2**24,
+    votes_at_a_time: int = VOTES_AT_A_TIME["attention"],
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds a backbone, primary capsules, the capsule layers of a configuration, class capsules and their scores.
@@ -39,7 +40,7 @@ def attention_capsules(
         num_classes: number of classes.
         config: "cifar10" or "cifar100" (published), the path of a JSON file, or what such a file holds.
         backbone: "resnet" or "simple".
-        num_routing: routing iterations.
+        iterations: routing iterations.
         sequential_routing: whether each layer finishes its iterations before the next begins; otherwise all layers
             route at once.
         dropout: share of the elements of capsules' poses dropped in training.
@@ -99,7 +100,7 @@ def attention_capsules(
         else:
             stack.append(AttentionDenseCapsules(layer["num_caps"], **shape, **options))
     schedule = "sequential" if sequential_routing else "concurrent"
-    x = CapsuleStack(stack, num_routing, schedule, dtype=dtype, name="capsules")(x)
+    x = CapsuleStack(stack, iterations, schedule, dtype=dtype, name="capsules")(x)
     x = keras.layers.Reshape((num_classes, size), dtype="float32", name="class_poses")(x)
     x = keras.layers.Dense(1, kernel_initializer=_default_initializer(), dtype="float32", name="score")(x)
     scores = keras.layers.Reshape((num_classes,), dtype="float32", name="scores")(x)

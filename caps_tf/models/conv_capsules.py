@@ -10,6 +10,7 @@ from caps_tf.initializers import NearIdentity
 from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting
 from caps_tf.models.normalization import batch_normalization
 from caps_tf.networks import ROUTINGS
+from caps_tf.routing.grouping import VOTES_AT_A_TIME
 
 POSE = (4, 4)
 ITERATIONS = {"attention": 2, "em": 2, "heinsen": 3}
@@ -66,7 +67,7 @@ def conv_capsules(
     iterations: int = 0,
     dropout: float = 0.0,
     weight_reg: float = 0.0,
-    votes_at_a_time: int = 2**22,
+    votes_at_a_time: int = VOTES_AT_A_TIME["em"],
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds convolutions, part capsules at each of their positions, and one capsule for each class.
@@ -198,7 +199,7 @@ def _heinsen_scores(poses, activations, num_classes: int, iterations: int, votes
         d_out=POSE[1],
         n_inp=None,
         n_out=num_classes,
-        n_iters=iterations,
+        iterations=iterations,
         votes_at_a_time=votes_at_a_time,
         dtype="float32",
         name="class_capsules",

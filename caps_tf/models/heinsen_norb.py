@@ -6,6 +6,7 @@ from keras import ops
 from caps_tf.errors import UserError
 from caps_tf.layers import HeinsenRouting
 from caps_tf.models.normalization import batch_normalization
+from caps_tf.routing.grouping import VOTES_AT_A_TIME
 
 STRIDES = (1, 2, 1, 2, 1, 2)
 SMALLEST = 29  # pixels, for one position after six 3x3 kernels with these strides
@@ -47,7 +48,7 @@ def heinsen_norb(
     iterations: int = 3,
     weight_reg: float = 0.0,
     part_noise: float = 0.0,
-    votes_at_a_time: int = 2**22,
+    votes_at_a_time: int = VOTES_AT_A_TIME["heinsen"],
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds the coordinate grid, six convolutions, part scores and poses, and two routings.
@@ -124,7 +125,7 @@ def heinsen_norb(
     poses = keras.layers.Reshape((-1, pose_size, pose_size), dtype=dtype, name="part_poses")(poses)
     routing = {
         **{"d_cov": pose_size, "d_inp": pose_size, "d_out": pose_size},
-        **{"n_iters": iterations, "votes_at_a_time": votes_at_a_time, "dtype": "float32"},
+        **{"iterations": iterations, "votes_at_a_time": votes_at_a_time, "dtype": "float32"},
     }
     noise = keras.initializers.RandomNormal(stddev=part_noise) if part_noise else "zeros"
     capsules = HeinsenRouting(n_inp=None, n_out=parts, bias_initializer=noise, **routing, name="part_capsules")(

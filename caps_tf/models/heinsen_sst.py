@@ -10,6 +10,7 @@ from caps_tf.errors import UserError
 from caps_tf.layers import HeinsenRouting
 from caps_tf.layers.capsule_layer import CountedLayer, LayerCost
 from caps_tf.layers.precision import routing_dtype
+from caps_tf.routing.grouping import VOTES_AT_A_TIME
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
@@ -116,6 +117,7 @@ def heinsen_sst(
     pose_size: int = 2,
     iterations: int = 3,
     weight_reg: float = 0.0,
+    votes_at_a_time: int = VOTES_AT_A_TIME["sentences"],
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds a dense layer that reads a capsule from each embedding, knowing its depth, and two routings.
@@ -132,6 +134,8 @@ def heinsen_sst(
         pose_size: numbers in the pose of a part and of a class (d_cap).
         iterations: routing iterations.
         weight_reg: L2 penalty on the dense layer's kernel.
+        votes_at_a_time: bytes of votes that may exist at the same time, see `HeinsenRouting`; only where the number of
+            tokens is known. Votes are so small here that routing weights fill the cache beside them.
         dtype: dtype policy of the layers, such as "mixed_bfloat16"; Keras's global policy by default. Routing and
             the result stay in float32.
 
@@ -168,8 +172,8 @@ def heinsen_sst(
     )(embeddings)
     x = keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="features_norm")(x)
     poses = keras.layers.Reshape((-1, 1, features), dtype=dtype, name="token_poses")(x)
-    # Where the length is known: votes are so small here that routing weights fill the cache beside them.
-    routing = {"d_cov": 1, "d_out": pose_size, "n_iters": iterations, "votes_at_a_time": 2**21, "dtype": "float32"}
+    routing = {"d_cov": 1, "d_out": pose_size, "iterations": iterations, "votes_at_a_time": votes_at_a_time}
+    routing |= {"dtype": "float32"}
     capsules = HeinsenRouting(d_inp=features, n_inp=None, n_out=parts, **routing, name="part_capsules")((scores, poses))
     scores, _, _ = HeinsenRouting(d_inp=pose_size, n_inp=parts, n_out=num_classes, **routing, name="class_capsules")(
         capsules[:2]

@@ -45,7 +45,7 @@ def heinsen_routing(
     votes: Votes,
     beta_use: Tensor,
     beta_ign: Tensor,
-    n_iters: int = 3,
+    iterations: int = 3,
     p_model: str = "gaussian",
     eps: float = 1e-5,
 ) -> HeinsenParents:
@@ -65,7 +65,7 @@ def heinsen_routing(
         votes: what each child predicts for each parent.
         beta_use: benefit of using a child's data, [j or 1, i or 1].
         beta_ign: cost of ignoring it, [j or 1, i or 1].
-        n_iters: iterations, at least 1.
+        iterations: iterations, at least 1.
         p_model: "gaussian" or "skm".
         eps: keeps divisions and variances above zero.
 
@@ -73,7 +73,7 @@ def heinsen_routing(
         `HeinsenParents`.
 
     Raises:
-        ValueError: if `n_iters` is less than 1 or `p_model` is unknown.
+        ValueError: if `iterations` is less than 1 or `p_model` is unknown.
 
     Example:
         >>> from caps_tf.routing import StoredVotes
@@ -82,8 +82,8 @@ def heinsen_routing(
         >>> tuple(parents.scores.shape), tuple(parents.poses.shape)
         ((2, 5), (2, 5, 4, 4))
     """
-    if n_iters < 1:
-        raise ValueError(f"Heinsen routing needs at least 1 iteration, not {n_iters}")
+    if iterations < 1:
+        raise ValueError(f"Heinsen routing needs at least 1 iteration, not {iterations}")
     if p_model not in P_MODELS:
         raise ValueError(f"p_model must be one of {', '.join(P_MODELS)}, not {p_model!r}")
     active = ops.sigmoid(scores)[:, None]
@@ -93,14 +93,14 @@ def heinsen_routing(
     cost_of_ignoring_all = ops.sum(active * beta_ign, axis=-1)
     log_likelihoods = ops.zeros_like(active) + ops.zeros((1, votes.parents, 1), dtype=active.dtype)
     routing_weights = ops.ones_like(log_likelihoods) / ops.cast(votes.parents, active.dtype)
-    for iteration in range(n_iters):
+    for iteration in range(iterations):
         # D-step: what each parent uses of each child, and ignores
         used = active * routing_weights
         # M-step: scores, means and variances
         parent_scores = ops.sum(benefit * used, axis=-1) - cost_of_ignoring_all
         mean, variance = votes.fit(used / (ops.sum(used, axis=-1, keepdims=True) + eps))
         variance = variance + eps
-        if iteration < n_iters - 1:
+        if iteration < iterations - 1:
             # E-step of the next iteration
             log_likelihoods = _log_likelihoods(votes, mean, variance, p_model)
             logits = ops.log_sigmoid(parent_scores)[..., None] + log_likelihoods

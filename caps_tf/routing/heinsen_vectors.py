@@ -92,7 +92,7 @@ def route_vectors(
     judge: Callable[[Tensor], Tensor],
     beta_use: Tensor,
     beta_ign: Tensor,
-    n_iters: int = 2,
+    iterations: int = 2,
     mask: Tensor | None = None,
 ) -> RoutedVectors:
     """Routes by maximising "bang per bit", whatever proposes outputs and scores predictions (Heinsen 2022, alg. 1).
@@ -107,7 +107,7 @@ def route_vectors(
         judge: gives the scores S [..., i, j] of what output vectors [..., j, e] predict.
         beta_use: net benefit of using an input, [..., i, j].
         beta_ign: net cost of ignoring an input, [..., i, j].
-        n_iters: number of iterations, at least 1.
+        iterations: number of iterations, at least 1.
         mask: bool, [..., i, j], true where an output ignores an input. An input that all outputs ignore takes no part;
             an output that ignores all inputs is made from a credit of zero.
 
@@ -115,7 +115,7 @@ def route_vectors(
         `RoutedVectors`.
 
     Raises:
-        ValueError: if `n_iters` is less than 1.
+        ValueError: if `iterations` is less than 1.
 
     Example:
         >>> proposals = np.eye(3)                                    # each input proposes a vector of its own
@@ -126,8 +126,8 @@ def route_vectors(
         array([[0.25, 0.25, 0.25],
                [0.25, 0.25, 0.25]])
     """
-    if n_iters < 1:
-        raise ValueError(f"vector routing needs at least 1 iteration, not n_iters {n_iters}")
+    if iterations < 1:
+        raise ValueError(f"vector routing needs at least 1 iteration, not {iterations}")
     scores, beta_use, beta_ign = bounded_gradient(scores), bounded_values(beta_use), bounded_values(beta_ign)
     # Ignored without benefit and without cost, an input leaves no credit, whatever its routing weights are.
     attended = None if mask is None else ops.cast(ops.logical_not(mask), beta_use.dtype)
@@ -147,7 +147,7 @@ def route_vectors(
     # D-step and M-step of the first iteration, whose routing weights are equal
     credit = credit_of(routing_weights)
     vectors = combine(credit)
-    for _ in range(n_iters - 1):
+    for _ in range(iterations - 1):
         # E-step
         judgements = bounded_gradient(judge(vectors))
         if mask is not None:
@@ -166,7 +166,7 @@ def efficient_vector_routing(
     weights: VectorRoutingWeights,
     beta_use: Tensor,
     beta_ign: Tensor,
-    n_iters: int = 2,
+    iterations: int = 2,
     normalize: bool = True,
     memory_efficient: bool = True,
     mask: Tensor | None = None,
@@ -183,7 +183,7 @@ def efficient_vector_routing(
         weights: parameters.
         beta_use: net benefit of using an input, [..., i, j].
         beta_ign: net cost of ignoring an input, [..., i, j].
-        n_iters: number of iterations, at least 1.
+        iterations: number of iterations, at least 1.
         normalize: whether the result is N(x_out); inside the iterations N is always applied.
         memory_efficient: false makes all proposals V [..., i, j, e], as the paper's general form does. The result is
             the same up to rounding; for comparison only.
@@ -193,7 +193,7 @@ def efficient_vector_routing(
         `RoutedVectors` with vectors [..., j, e].
 
     Raises:
-        ValueError: if `n_iters` is less than 1.
+        ValueError: if `iterations` is less than 1.
 
     Example:
         >>> i, j, d, e = 7, 5, 6, 4
@@ -225,5 +225,5 @@ def efficient_vector_routing(
         biases = ops.sum(credit, axis=-2)[..., None] * weights.B_F2
         return bounded(ops.einsum("...jd,de->...je", inputs * weights.W_F1, weights.W_F2) + biases)
 
-    routed = route_vectors(scores, combine, judge, beta_use, beta_ign, n_iters, mask)
+    routed = route_vectors(scores, combine, judge, beta_use, beta_ign, iterations, mask)
     return routed._replace(vectors=normalize_vectors(routed.vectors)) if normalize else routed

@@ -159,8 +159,7 @@ class RunConfig:
     votes_mib: int = _option(
         0,
         "network",
-        "MiB of votes that a layer holds at a time; 0: what suits a CPU's cache, 4, and 16 of attention; raise it on an "
-        "accelerator",
+        "MiB of votes that a layer holds at a time; 0: what suits a CPU's cache; raise it on an accelerator",
         bound=NOT_NEGATIVE,
     )
 
