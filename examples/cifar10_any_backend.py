@@ -129,7 +129,7 @@ def largest_divisor(number: int, limit: int) -> int:
     return next(size for size in range(min(number, limit), 0, -1) if number % size == 0)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, required=True, help="image folder: train/<class>/*.png, test/<class>/*.png"
@@ -151,26 +151,14 @@ def main() -> None:
     parser.add_argument("--weight_decay", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=None, help="images of each class and split, to try things out")
-    options = parser.parse_args()
+    return parser.parse_args()
 
-    keras.utils.set_random_seed(options.seed)
-    if options.bfloat16:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    if not (options.data / "train").is_dir():
-        raise UserError(f"{options.data}: holds no folder train: expected train/<class>/*.png and test/<class>/*.png")
-    classes = sorted(path.name for path in (options.data / "train").iterdir() if path.is_dir())
-    images, labels = read_folder(options.data / "train", classes, options.limit)
-    test_images, test_labels = read_folder(options.data / "test", classes, options.limit)
-    test_numbers = np.arange(len(images), len(images) + len(test_images), dtype="int32")
 
-    steps = len(images) // options.batch_size
-    if not steps:
-        raise UserError(
-            f"{len(images)} training images do not fill a batch of {options.batch_size}: lower --batch_size"
-        )
+def make_model(options: argparse.Namespace, images: np.ndarray, num_classes: int, steps: int) -> keras.Model:
+    """The network on a bank of images, from their numbers to scores, compiled for `steps` steps an epoch."""
     network = attention_capsules(
         images.shape[1:],
-        len(classes),
+        num_classes,
         options.config,
         options.backbone,
         iterations=options.num_routing,
@@ -179,8 +167,7 @@ def main() -> None:
         votes_at_a_time=options.votes_at_a_time,
     )
     numbers = keras.Input((), dtype="int32", name="number")
-    x = ImageBank(np.concatenate([images, test_images]))(numbers)
-    model = keras.Model(numbers, network(CropFlipNormalize(seed=options.seed)(x)))
+    model = keras.Model(numbers, network(CropFlipNormalize(seed=options.seed)(ImageBank(images)(numbers))))
     boundaries = [epoch * steps - 1 for epoch in options.drops]
     rates = [options.rate / 10**drop for drop in range(len(boundaries) + 1)]
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates) if boundaries else options.rate
@@ -190,7 +177,15 @@ def main() -> None:
         metrics=["accuracy"],
     )
     model.optimizer.build(model.trainable_variables)
+    return model
 
+
+def train(
+    options: argparse.Namespace, model: keras.Model, labels: np.ndarray, test_labels: np.ndarray, steps: int
+) -> None:
+    """Trains and tests epoch by epoch, from the last that was saved on. The bank holds training images first."""
+    test_numbers = np.arange(len(labels), len(labels) + len(test_labels), dtype="int32")
+    test_batch = largest_divisor(len(test_numbers), options.batch_size)
     options.directory.mkdir(parents=True, exist_ok=True)
     saved, log = options.directory / "last.weights.h5", options.directory / "log.jsonl"
     if saved.exists():
@@ -198,13 +193,11 @@ def main() -> None:
     first_epoch = int(ops.convert_to_numpy(model.optimizer.iterations)) // steps
     for epoch in range(first_epoch, options.epochs):
         # Full batches only; the images left out are others in every epoch.
-        order = np.random.default_rng([options.seed, epoch]).permutation(len(images))[: steps * options.batch_size]
+        order = np.random.default_rng([options.seed, epoch]).permutation(len(labels))[: steps * options.batch_size]
         start = time.monotonic()
         history = model.fit(order.astype("int32"), labels[order], options.batch_size, shuffle=False, verbose=0).history
         seconds = time.monotonic() - start
-        loss, accuracy = model.evaluate(
-            test_numbers, test_labels, largest_divisor(len(test_numbers), options.batch_size), verbose=0
-        )
+        loss, accuracy = model.evaluate(test_numbers, test_labels, test_batch, verbose=0)
         line = {
             "epoch": epoch + 1,
             "images_per_second": round(len(order) / seconds, 1),
@@ -221,6 +214,25 @@ def main() -> None:
         with log.open("a") as file:
             print(json.dumps(line), file=file)
         print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    options = parse_arguments()
+    keras.utils.set_random_seed(options.seed)
+    if options.bfloat16:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    if not (options.data / "train").is_dir():
+        raise UserError(f"{options.data}: holds no folder train: expected train/<class>/*.png and test/<class>/*.png")
+    classes = sorted(path.name for path in (options.data / "train").iterdir() if path.is_dir())
+    images, labels = read_folder(options.data / "train", classes, options.limit)
+    test_images, test_labels = read_folder(options.data / "test", classes, options.limit)
+    steps = len(images) // options.batch_size
+    if not steps:
+        raise UserError(
+            f"{len(images)} training images do not fill a batch of {options.batch_size}: lower --batch_size"
+        )
+    model = make_model(options, np.concatenate([images, test_images]), len(classes), steps)
+    train(options, model, labels, test_labels, steps)
 
 
 if __name__ == "__main__":
