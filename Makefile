@@ -1,6 +1,7 @@
 # `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests; `make test-backends`
 # those of the layers and networks on JAX and PyTorch; `make campaign` kills runs, breaks clusters and damages input in
-# full, and prints its counts; `make lint` checks format and style, `make format` makes them so. All install first.
+# full, and prints its counts; `make lint` checks types, format and style, `make format` mends the last two. All install
+# first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -41,9 +42,11 @@ $(VENV)-%/installed: requirements-%.txt requirements-backends.txt
 	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-$*.txt
 	touch $@
 
-lint: $(VENV)-lint/installed
+# The type checker reads the types of NumPy and others where they are installed.
+lint: $(VENV)-lint/installed $(VENV)/installed
 	$(VENV)-lint/bin/ruff check .
 	$(VENV)-lint/bin/ruff format --check .
+	$(VENV)-lint/bin/mypy --python-executable $(BIN)/python
 
 format: $(VENV)-lint/installed
 	$(VENV)-lint/bin/ruff check --fix .

@@ -1,11 +1,9 @@
 """Spread loss and the schedule of its margin."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
@@ -34,7 +32,7 @@ class MarginSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.span = span
         self.steps = steps
 
-    def __call__(self, step: Tensor) -> Tensor:
+    def __call__(self, step: Tensor | int) -> Tensor:
         """Margin at a training step, a float32 scalar."""
         units = ops.cast(step, "float32") / self.steps - 4.0
         return self.low + self.span * ops.sigmoid(ops.minimum(units, 10.0))

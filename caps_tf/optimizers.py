@@ -8,7 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-Tensor = Any
+from caps_tf.tensors import Tensor
+
 Schedule = Callable[[Tensor], Tensor]
 
 

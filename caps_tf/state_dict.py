@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -40,6 +40,7 @@ _STORAGE_TYPES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
+_BYTE_ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -100,7 +101,7 @@ class _Tensor:
         last = self.offset + sum((length - 1) * step for length, step in zip(self.shape, self.strides, strict=True))
         if size > self.storage.size or (size and last >= self.storage.size):
             raise ValueError(f"a tensor of shape {self.shape} in a storage of {self.storage.size} elements")
-        elements = self.storage.elements[self.offset :]
+        elements = self.storage.elements[self.offset :]  # type: ignore[index] # None fails, as other damage does
         strides = [step * elements.itemsize for step in self.strides]
         view = np.lib.stride_tricks.as_strided(elements, self.shape, strides)
         return view.astype(view.dtype.newbyteorder("="))
@@ -183,7 +184,7 @@ def _read_legacy(file: BinaryIO) -> Any:
     version, system = _Unpickler(file).load(), _Unpickler(file).load()
     if version != _LEGACY_VERSION:
         raise UserError(f"written in version {version} of PyTorch's format, of which only {_LEGACY_VERSION} is known")
-    order = "little" if system["little_endian"] else "big"
+    order: Literal["little", "big"] = "little" if system["little_endian"] else "big"
     storages: dict[str, _Storage] = {}
 
     def load(key: str, dtype: np.dtype, size: int) -> _Storage:
@@ -203,7 +204,7 @@ def _read_legacy(file: BinaryIO) -> Any:
 def _elements(data: bytes, dtype: np.dtype, size: int, order: str) -> np.ndarray:
     if len(data) != size * dtype.itemsize:
         raise ValueError(f"a storage of {len(data)} bytes instead of {size * dtype.itemsize}")
-    return np.frombuffer(data, dtype.newbyteorder({"little": "<", "big": ">"}[order]))
+    return np.frombuffer(data, dtype.newbyteorder(_BYTE_ORDERS[order]))
 
 
 def _arrays(state: Any) -> dict[str, np.ndarray]:

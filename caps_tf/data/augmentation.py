@@ -6,11 +6,15 @@ before.
 """
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from caps_tf.data.preprocessing import Preprocessing
+
+Change = Callable[[tf.Tensor, tf.Tensor, Preprocessing], tf.Tensor]
+"""An augmentation: an image and a key to what it makes of the image."""
 
 _FIRST = ("crop", "brightness", "contrast", "flip")
 """Named before keys were: they split the image's key among them."""
@@ -76,9 +80,9 @@ def contrast(view: tf.Tensor, key: tf.Tensor, preprocessing: Preprocessing) -> t
     return tf.image.stateless_random_contrast(view, lower, upper, key) if lower < upper else view
 
 
-SHAPES = (crop, flip)
+SHAPES: tuple[Change, ...] = (crop, flip)
 """What moves pixels, in this order, before normalisation."""
-LIGHT = (brightness, contrast)
+LIGHT: tuple[Change, ...] = (brightness, contrast)
 """What changes their values, in this order, after it."""
 
 
@@ -95,7 +99,8 @@ def normalize(view: tf.Tensor, image: tf.Tensor, preprocessing: Preprocessing) -
     if preprocessing.normalize == "none":
         return view / 255.0
     if preprocessing.normalize == "channel":
-        mean, deviation = np.float32(preprocessing.channel_mean), np.float32(preprocessing.channel_std)
+        mean = np.asarray(preprocessing.channel_mean, np.float32)
+        deviation = np.asarray(preprocessing.channel_std, np.float32)
         return (view / 255.0 - mean) / deviation
     # As tf.image.per_image_standardization: an image of one grey is not divided by zero.
     deviation = tf.maximum(tf.math.reduce_std(image), tf.math.rsqrt(tf.cast(tf.size(image), tf.float32)))

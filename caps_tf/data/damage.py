@@ -21,7 +21,7 @@ def find_damage(dataset: ImageDataset | SentenceDataset) -> str | None:
     return next(complaints, None)
 
 
-def _image_complaints(dataset: ImageDataset) -> Iterator[str]:
+def _image_complaints(dataset: ImageDataset | SentenceDataset) -> Iterator[str]:
     decode = dataset.builder.info.features["image"].decode_example
     for path in image_paths(Path(dataset.builder.data_dir)):
         try:

@@ -116,7 +116,7 @@ def open_dataset(
     return _describe(_open_catalogue(name, Path(data_dir or Path(storage, "data", "tfds"))))
 
 
-def _open_norb(name: str, directory: Path) -> ImageDataset:
+def _open_norb(name: str, directory: Path) -> ImageDataset | SentenceDataset:
     converted = directory / "tfrecord"
     convert = f"python data/convert_to_tfrecord.py --dataset={name}"
     if (converted / "dataset_info.json").is_file():
@@ -192,11 +192,12 @@ def image_paths(directory: Path) -> list[Path]:
     return paths
 
 
-def _open_image_folder(directory: Path) -> ImageDataset:
+def _open_image_folder(directory: Path) -> ImageDataset | SentenceDataset:
     """Looks at the header of every image, so that what cannot be trained on is told before training."""
     first: tuple[Path, tuple[int, int]] | None = None
     same_size, colour, num_bytes, count = True, False, 0, 0
-    trained, tested = set(), set()
+    trained: set[str] = set()
+    tested: set[str] = set()
     for path in image_paths(directory):
         try:
             with Image.open(path) as image:

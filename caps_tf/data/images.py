@@ -25,23 +25,29 @@ _VIEWPOINT_KEYS = {
 }
 
 
-def num_examples(split: Split, preprocessing: Preprocessing) -> int:
+def num_examples(split: Split[ImageDataset], preprocessing: Preprocessing) -> int:
     """Examples in a split: its records, or twice as many where each camera's image is an example."""
     return split.num_records * (2 if preprocessing.views == "both" and split.dataset.has_stereo else 1)
 
 
-def num_training_batches(split: Split, preprocessing: Preprocessing, batch_size: int) -> int:
+def num_training_batches(split: Split[ImageDataset], preprocessing: Preprocessing, batch_size: int) -> int:
     """Batches in an epoch of `training_batches`."""
     return num_examples(split, preprocessing) // batch_size
 
 
-def num_evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: int) -> int:
+def num_evaluation_batches(split: Split[ImageDataset], preprocessing: Preprocessing, batch_size: int) -> int:
     """Batches of `evaluation_batches`."""
     return -(-num_examples(split, preprocessing) // batch_size)
 
 
 def training_batches(
-    split: Split, preprocessing: Preprocessing, batch_size: int, *, epoch: int, seed: int = 0, skip_batches: int = 0
+    split: Split[ImageDataset],
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    epoch: int,
+    seed: int = 0,
+    skip_batches: int = 0,
 ) -> tf.data.Dataset:
     """One epoch of shuffled and augmented batches, a function of (seed, epoch) and of TensorFlow's global seed, if set.
 
@@ -84,7 +90,7 @@ def training_batches(
     return finish(examples.batch(batch_size, drop_remainder=True))
 
 
-def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: int) -> tf.data.Dataset:
+def evaluation_batches(split: Split[ImageDataset], preprocessing: Preprocessing, batch_size: int) -> tf.data.Dataset:
     """All examples of a split, once each, in the order of the files.
 
     The last batch is filled up with examples of weight 0, so that every batch has the same shape.
@@ -115,18 +121,18 @@ def evaluation_batches(split: Split, preprocessing: Preprocessing, batch_size: i
     return finish(examples.concatenate(filler).batch(batch_size, drop_remainder=True))
 
 
-def _examples(split: Split, preprocessing: Preprocessing) -> tf.data.Dataset:
+def _examples(split: Split[ImageDataset], preprocessing: Preprocessing) -> tf.data.Dataset:
     """Undecoded examples: image string [n], the n views of which make its channels; labels; id; and view of a pair."""
     info = split.dataset.builder.info
     label_key = info.supervised_keys[1]
-    stereo = split.dataset.has_stereo
+    stereo, unit = split.dataset.has_stereo, split.dataset.viewpoint_unit
 
     def select(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         views = tf.stack([record["image"], record["image2"]] if stereo else [record["image"]])
         labels = {"label": tf.cast(record[label_key], tf.int32), "id": record_id(record)}
-        if split.dataset.has_viewpoints:
+        if unit is not None:
             labels |= {
-                key: to_degrees(key, tf.cast(record[feature], tf.int32), split.dataset.viewpoint_unit)
+                key: to_degrees(key, tf.cast(record[feature], tf.int32), unit)
                 for key, feature in _VIEWPOINT_KEYS.items()
             }
         if not stereo:

@@ -19,6 +19,7 @@ Source: Y. LeCun, F. J. Huang, "The small NORB dataset, v1.0", https://cs.nyu.ed
 
 import gzip
 import hashlib
+import io
 import math
 import os
 import re
@@ -44,7 +45,7 @@ AZIMUTHS = tuple(range(0, 36, 2))
 LIGHTINGS = tuple(range(6))
 
 _INFO_COLUMNS = {"instance": tuple(range(10)), "elevation": ELEVATIONS, "azimuth": AZIMUTHS, "lighting": LIGHTINGS}
-_DTYPES = {0x1E3D4C55: np.dtype("u1"), 0x1E3D4C54: np.dtype("<i4")}
+_DTYPES: dict[int, np.dtype] = {0x1E3D4C55: np.dtype("u1"), 0x1E3D4C54: np.dtype("<i4")}
 _MAGICS = {dtype: magic for magic, dtype in _DTYPES.items()}
 _OTHER_MAGICS = {0x1E3D4C51: "float32", 0x1E3D4C52: "packed", 0x1E3D4C53: "float64", 0x1E3D4C56: "int16"}
 _MAX_NDIM = 8
@@ -105,7 +106,7 @@ def read_matrix(path: PathLike) -> np.ndarray:
         return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape)
 
 
-def _decompress(path: Path) -> BinaryIO:
+def _decompress(path: Path) -> io.BufferedRandom:
     with path.open("rb") as compressed:
         try:
             file = tempfile.TemporaryFile(dir=path.parent)
@@ -221,7 +222,7 @@ class MatrixWriter:
             raise ValueError(f"{self._path}: rows {start_row}:{stop_row} of a file of {self._shape[0]} rows")
         try:
             self._file.seek(len(self._header) + start_row * self._row_bytes)
-            self._file.write(np.ascontiguousarray(rows, self._dtype))
+            self._file.write(np.ascontiguousarray(rows, self._dtype).data)
         except OSError as error:
             raise self._unwritable(error) from None
         self._written[start_row:stop_row] = True

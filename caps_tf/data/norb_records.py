@@ -120,5 +120,5 @@ class NorbRecords:
         images = self.norb.images
         rows = np.array(images[start:stop])
         if isinstance(images.base, mmap.mmap):
-            images.base.madvise(mmap.MADV_DONTNEED)
+            images.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[unreachable] # NumPy's stubs: bases are arrays
         return rows

@@ -46,7 +46,13 @@ def _start_worker() -> None:
     """Ctrl-C is the parent's business; and when the parent is gone, killed even, so is its worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None, "only in a worker"
+
+    def leave_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 @contextmanager

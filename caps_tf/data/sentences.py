@@ -28,7 +28,7 @@ def input_shapes(dataset: SentenceDataset) -> dict[str, tuple[int | None, ...]]:
 
 
 def training_sentences(
-    split: Split, batch_size: int, *, epoch: int, seed: int = 0, skip_batches: int = 0
+    split: Split[SentenceDataset], batch_size: int, *, epoch: int, seed: int = 0, skip_batches: int = 0
 ) -> tf.data.Dataset:
     """One epoch of shuffled batches, a function of (seed, epoch) and of TensorFlow's global seed, if set.
 
@@ -56,7 +56,7 @@ def training_sentences(
     return _batches(sentences.skip(skip_batches * batch_size), split.dataset, batch_size)
 
 
-def evaluation_sentences(split: Split, batch_size: int) -> tf.data.Dataset:
+def evaluation_sentences(split: Split[SentenceDataset], batch_size: int) -> tf.data.Dataset:
     """All sentences of a split, once each, in the order of the files.
 
     The last batch is filled up with sentences of weight 0, so that every batch has the same number.
@@ -75,7 +75,7 @@ def evaluation_sentences(split: Split, batch_size: int) -> tf.data.Dataset:
     return _batches(sentences.concatenate(filler), split.dataset, batch_size)
 
 
-def mean_pooled(split: Split) -> tuple[np.ndarray, np.ndarray]:
+def mean_pooled(split: Split[SentenceDataset]) -> tuple[np.ndarray, np.ndarray]:
     """Each sentence as the mean of its tokens' embeddings, one after the other for every layer.
 
     Returns:
@@ -91,7 +91,7 @@ def mean_pooled(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(features), np.concatenate(labels)
 
 
-def _sentences(split: Split) -> tf.data.Dataset:
+def _sentences(split: Split[SentenceDataset]) -> tf.data.Dataset:
     """Undecoded sentences: embedding string, label and id."""
     label_key = split.dataset.builder.info.supervised_keys[1]
 

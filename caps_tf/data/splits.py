@@ -6,6 +6,7 @@ Validation records always come from the training files; the test files are for t
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -16,9 +17,14 @@ from caps_tf.data.datasets import VIEWPOINT_FEATURES, ImageDataset, SentenceData
 from caps_tf.data.viewpoints import are_familiar, parse_viewpoints, to_degrees
 from caps_tf.errors import UserError
 
+Dataset = TypeVar("Dataset", bound=ImageDataset | SentenceDataset, covariant=True)
+
+_Part = tuple[str, int, int, np.ndarray | None]
+"""Source, start, stop, and which of the records of the source, None for all."""
+
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(Generic[Dataset]):
     """Records of a data set that belong together. A stereo pair is one record, so both views are on one side.
 
     Attributes:
@@ -30,7 +36,7 @@ class Split:
         keep: [stop - start] bool, which of them do; None for all.
     """
 
-    dataset: ImageDataset | SentenceDataset
+    dataset: Dataset
     name: str
     source: str
     start: int
@@ -53,7 +59,7 @@ def make_splits(
     val_prop: float = 0.1,
     val_instances: Sequence[int] = (),
     viewpoints: str = "",
-) -> dict[str, Split]:
+) -> dict[str, Split[ImageDataset]]:
     """Divides a data set.
 
     Args:
@@ -82,7 +88,7 @@ def make_splits(
         raise UserError(f"{dataset.name}: its records name neither toys nor viewpoints: use val_prop only")
     read_labels = functools.cache(functools.partial(_viewpoint_labels, dataset))
 
-    # name -> (source, start, stop, which of the records of the source, None for all)
+    parts: dict[str, _Part]
     whole = dataset.num_train
     if val_instances:
         validates = _held_out(dataset, read_labels("train")["instance"], val_instances)
@@ -116,11 +122,9 @@ def _held_out(dataset: ImageDataset, instances: np.ndarray, val_instances: Seque
     return np.isin(instances, val_instances)
 
 
-def _apart(
-    parts: Mapping[str, tuple[str, int, int, np.ndarray | None]], familiar: Callable[[str], np.ndarray]
-) -> dict[str, tuple[str, int, int, np.ndarray]]:
+def _apart(parts: Mapping[str, _Part], familiar: Callable[[str], np.ndarray]) -> dict[str, _Part]:
     """Leaves familiar viewpoints to every part, and makes two of the test."""
-    kept = {}
+    kept: dict[str, _Part] = {}
     for name, (source, start, stop, chosen) in parts.items():
         known = familiar(source)
         if name == "test":
@@ -131,13 +135,12 @@ def _apart(
 
 
 def _degrees(dataset: ImageDataset, labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        factor: to_degrees(factor, labels[f"label_{factor}"], dataset.viewpoint_unit)
-        for factor in ("azimuth", "elevation")
-    }
+    unit = dataset.viewpoint_unit
+    assert unit is not None, "make_splits refuses data without viewpoints"
+    return {factor: to_degrees(factor, labels[f"label_{factor}"], unit) for factor in ("azimuth", "elevation")}
 
 
-def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dict[str, Split]:
+def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dict[str, Split[SentenceDataset]]:
     """Divides a set of sentences: the files' own validation split validates, if there is one.
 
     Args:

@@ -131,9 +131,10 @@ class HuggingFaceEncoder:
         except Exception as error:  # there are as many ways to fail as there are architectures
             raise UserError(f"{directory}: cannot be read as a model of Hugging Face: {error}") from error
         self._tokenizer = tokenizer
-        self._end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        if self._end is None:
+        end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        if end is None:
             raise UserError(f"{directory}: its tokenizer has neither an end-of-text nor a separator token")
+        self._end: int = end
         self.depth, self.width = self.embed([[self._end]])[0].shape[1:]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -205,9 +206,10 @@ class _FastTokenizer:
 
     def __init__(self, tokenizer: Any, name: str):
         ends = (tokenizer.token_to_id(token) for token in _END_TOKENS)
-        self.end = next((end for end in ends if end is not None), None)
-        if self.end is None:
+        end = next((end for end in ends if end is not None), None)
+        if end is None:
             raise UserError(f"{name}: knows no end-of-text token (none of {', '.join(_END_TOKENS)})")
+        self.end: int = end
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
@@ -258,7 +260,7 @@ def _ended(tokens: Sequence[int], end: int) -> list[int]:
     return [*tokens] if tokens and tokens[-1] == end else [*tokens, end]
 
 
-def _padded(tokens: Sequence[Sequence[int]], end: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+def _padded(tokens: Sequence[Sequence[int]], end: int, dtype: type[np.integer]) -> tuple[np.ndarray, np.ndarray]:
     """Sentences and their mask as arrays [b, tokens], filled up with the end-of-text token."""
     longest = max(map(len, tokens))
     numbers = np.full((len(tokens), longest), end, dtype)

@@ -232,6 +232,7 @@ def image_shape(source: PathLike, views: Sequence[View], size: tuple[int, int] |
                 f"{source}: images differ in size, {_pixels(first[1])} in {first[0]} and {_pixels(found)} in "
                 f"{view.path}: give `image_size`"
             )
+    assert first is not None, "a folder has views"
     width, height = first[1]
     if size is None and width != height:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from caps_tf.errors import UserError
+from caps_tf.tensors import Tensor
 
 STEPS, DEGREES = "steps", "degrees"
 
@@ -21,7 +22,7 @@ PROTOCOLS = {"azimuth": "azimuth:300..40", "elevation": "elevation:30..40"}
 _NORB_GRID = {"elevation": (30, 5), "azimuth": (0, 20)}  # of the first label, and between two labels
 _RANGE = re.compile(r"(azimuth|elevation):([+-]?\d{1,6})\.\.([+-]?\d{1,6})")
 
-Labels = TypeVar("Labels")
+Labels = TypeVar("Labels", int, np.ndarray, Tensor)
 
 
 def to_degrees(factor: str, labels: Labels, unit: str) -> Labels:

@@ -140,7 +140,7 @@ def _symmetric_colors(credit: np.ndarray) -> ScalarMappable:
     return ScalarMappable(Normalize(-limit, limit), _AGAINST_AND_FOR)
 
 
-def _ink_on(color: Sequence[float]) -> str:
+def _ink_on(color: Sequence[float] | np.ndarray) -> str:
     luminance = 0.2126 * color[0] + 0.7152 * color[1] + 0.0722 * color[2]
     return "white" if luminance < 0.45 else INK
 

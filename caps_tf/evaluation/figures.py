@@ -48,7 +48,7 @@ def learning_curves(records: Iterable[Mapping[str, Any]]) -> Figure | None:
         return None
     schedules = {name: label for name, label in _SCHEDULES.items() if len(_series(records, "train", name)[0])}
     figure = new_figure(10, 5.6 if schedules else 3.8, "Learning curves")
-    rows = figure.subfigures(2, 1, height_ratios=(2, 1)) if schedules else [figure]
+    rows = figure.subfigures(2, 1, squeeze=False, height_ratios=(2, 1))[:, 0] if schedules else [figure]
     for axes, name in zip(rows[0].subplots(1, 2), ("loss", "accuracy"), strict=True):
         _draw_curves(axes, records, name)
     if schedules:
@@ -108,7 +108,7 @@ def _marker(steps: np.ndarray) -> str | None:
 
 
 def _start_at_zero(axes: Axes) -> None:
-    highest = max((line.get_ydata().max() for line in axes.lines), default=0)
+    highest = max((np.max(line.get_ydata()) for line in axes.lines), default=0)
     axes.set_ylim(0, 1.08 * highest if highest > 0 else 1)
 
 
@@ -169,7 +169,7 @@ def _draw_confusion(axes: Axes, part: Predictions) -> AxesImage:
             if totals[row, 0] == 0:
                 continue
             ink = "white" if shares[row, column] > 0.55 else INK
-            place = {"ha": "center", "color": ink}
+            place: dict[str, Any] = {"ha": "center", "color": ink}
             axes.text(column, row - 0.03, f"{100 * shares[row, column]:.1f}", va="bottom", fontsize=8.5, **place)
             axes.text(column, row + 0.09, f"{counts[row, column]:,}", va="top", fontsize=6.5, alpha=0.8, **place)
     return image

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from caps_tf.evaluation.predictions import Predictions, factor_label
 from caps_tf.files import write_atomically
@@ -18,7 +19,7 @@ INTERVAL_NOTE = (
 _Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 
-def wilson_interval(correct: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def wilson_interval(correct: ArrayLike, total: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % Wilson score interval of a proportion (Wilson 1927); unlike the normal one it is sound near 0 and 1.
 
     Args:
@@ -126,7 +127,7 @@ def _report_part(part: Predictions) -> dict[str, Any]:
     if len(part) == 0:
         return {"num_examples": 0}
     entry = {
-        **_proportion(np.count_nonzero(part.correct), len(part)),
+        **_proportion(int(np.count_nonzero(part.correct)), len(part)),
         "loss": _six_digits(part.loss),
         "class_names": list(part.class_names),
         "confusion": confusion_matrix(part.label, part.predicted, len(part.class_names)).tolist(),
@@ -143,19 +144,19 @@ def _report_part(part: Predictions) -> dict[str, Any]:
         },
     }
     if part.ids is not None and len(records := np.unique(part.ids)) < len(part):
-        entry["accuracy_views_averaged"] = _proportion(_right_records(part), len(records))
+        entry["accuracy_views_averaged"] = _proportion(_right_records(part, part.ids), len(records))
     return entry
 
 
-def _right_records(part: Predictions) -> int:
-    """How many records are classified right by the mean of their examples' scores."""
-    records, first, inverse = np.unique(part.ids, return_index=True, return_inverse=True)
+def _right_records(part: Predictions, ids: np.ndarray) -> int:
+    """How many records, by the ids of examples, are classified right by the mean of their examples' scores."""
+    records, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     if np.any(part.label[first][inverse] != part.label):
         raise ValueError("examples of one record have different labels: ids must be unique to a record")
     sums = np.zeros((len(records), len(part.class_names)))
     np.add.at(sums, inverse, part.scores)
     # Within a record the sum and the mean have the same highest class.
-    return np.count_nonzero(sums.argmax(axis=1) == part.label[first])
+    return int(np.count_nonzero(sums.argmax(axis=1) == part.label[first]))
 
 
 def _proportion(right: int, total: int) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def _proportion(right: int, total: int) -> dict[str, Any]:
     return {
         "num_examples": int(total),
         "accuracy": _six_digits(right / total),
-        "interval": [_six_digits(low), _six_digits(high)],
+        "interval": [_six_digits(float(low)), _six_digits(float(high))],
     }
 
 

@@ -135,16 +135,17 @@ def concatenate(parts: Iterable[Predictions]) -> Predictions:
         raise ValueError("only parts with the same class names can be joined")
 
     def join(arrays: list[np.ndarray | None]) -> np.ndarray | None:
-        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+        known = [array for array in arrays if array is not None]
+        return np.concatenate(known) if len(known) == len(arrays) else None
 
     total = sum(len(part) for part in parts)
     return Predictions(
-        scores=join([part.scores for part in parts]),
-        label=join([part.label for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+        label=np.concatenate([part.label for part in parts]),
         loss=sum(part.loss * len(part) for part in parts if len(part)) / max(total, 1),
         class_names=parts[0].class_names,
         factors={
-            name: join([part.factors[name] for part in parts])
+            name: np.concatenate([part.factors[name] for part in parts])
             for name in parts[0].factors
             if all(name in part.factors for part in parts)
         },

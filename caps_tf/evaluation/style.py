@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from caps_tf.files import write_atomically
 
@@ -25,8 +26,8 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
         height: inches.
         title: above everything.
     """
-    figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout=layout, facecolor="white")
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
     return figure

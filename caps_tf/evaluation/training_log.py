@@ -70,7 +70,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 def _without_repeated_steps(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Keeps what came last of every stretch of steps that was trained more than once."""
-    lowest_later = {}
+    lowest_later: dict[str, int] = {}
     kept = []
     for record in reversed(records):
         split, step = record["split"], record["step"]

@@ -6,6 +6,7 @@ it back: the path is smooth and closed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -162,14 +163,15 @@ def _style_bar(bar: Colorbar, label: str) -> None:
 def _draw_path(axes: Axes, trajectory: Trajectory, fit: np.ndarray) -> None:
     points, shares = principal_plane(trajectory.poses, fit)
     steps = np.diff(trajectory.azimuth, append=trajectory.azimuth[0] + 360)
-    following = np.roll(np.arange(len(points)), -1)
+    following = np.roll(np.arange(len(points)), -1).tolist()
     for start, end in enumerate(following):
         # A step twice as wide as the smallest would hide azimuths never seen; on an uneven grid, steps differ by less.
         if steps[start] < 2 * steps.min() and trajectory.winner[start] == trajectory.winner[end]:
             axes.plot(*points[[start, end]].T, color="#B0B0B0", linewidth=1, zorder=1)
-    look = {"cmap": _CYCLE, "vmin": 0, "vmax": 360, "edgecolors": INK, "linewidths": 0.5, "zorder": 2}
+    look: dict[str, Any] = {"cmap": _CYCLE, "vmin": 0, "vmax": 360, "edgecolors": INK, "linewidths": 0.5, "zorder": 2}
     for chosen, marker in ((trajectory.correct, "o"), (~trajectory.correct, "X")):
-        axes.scatter(*points[chosen].T, s=36, marker=marker, c=trajectory.azimuth[chosen], **look)
+        x, y = points[chosen].T
+        axes.scatter(x, y, s=36, marker=marker, c=trajectory.azimuth[chosen], **look)
     style_axes(axes, f"PC 1 ({100 * shares[0]:.0f} % of variance)", f"PC 2 ({100 * shares[1]:.0f} %)")
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.1)
@@ -191,7 +193,7 @@ def _draw_elements(axes: Axes, trajectory: Trajectory, fit: np.ndarray) -> AxesI
         axes.set_yticks(np.arange(side) * side + (side - 1) / 2, [f"row {row + 1}" for row in range(side)])
         for row in range(1, side):
             axes.axhline(row * side - 0.5, color="white", linewidth=1.5)
-    for column in np.flatnonzero(~trajectory.correct):
+    for column in np.flatnonzero(~trajectory.correct).tolist():
         axes.text(column, (len(change) - 1) / 2, "×", ha="center", va="center", fontsize=10, color=INK)
     axes.tick_params(length=2, color=FAINT, labelsize=7)
     axes.spines[:].set_visible(False)

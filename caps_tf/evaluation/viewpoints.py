@@ -95,8 +95,8 @@ def read_networks(runs: Iterable[PathLike]) -> dict[str, list[Run]]:
             parameters["iter_routing"] = NETWORKS[parameters["network"]].iterations
         group = groups.setdefault(json.dumps(parameters, sort_keys=True), (parameters, []))
         group[1].append(_results(reports))
-    parameters = [group[0] for group in groups.values()]
-    return {_name(each, parameters): group[1] for each, group in zip(parameters, groups.values(), strict=True)}
+    others = [parameters for parameters, _ in groups.values()]
+    return {_name(parameters, others): runs_of_group for parameters, runs_of_group in groups.values()}
 
 
 def _name(parameters: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
@@ -197,7 +197,11 @@ def comparison_table(networks: Mapping[str, Sequence[Run]], familiar: float | No
     for name, runs in networks.items():
         last, matched = [run[-1] for run in runs], [at_familiar(run, familiar) for run in runs]
         step = round(float(np.mean([result.step for result in matched])))
-        shares = [_spread([result[field] for result in part]) for part in (last, matched) for field in (2, 3)]
+        shares = [
+            _spread(accuracies)
+            for part in (last, matched)
+            for accuracies in ([result.familiar for result in part], [result.novel for result in part])
+        ]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(shares[:2])} | {step} | {' | '.join(shares[2:])} |")
     return "\n".join(lines)
 
@@ -232,7 +236,8 @@ def comparison_figure(networks: Mapping[str, Sequence[Run]], familiar: float | N
     for number, (name, runs) in enumerate(networks.items()):
         color = COLORS[number % len(COLORS)]
         results = np.array([result[2:] for run in runs for result in run])
-        axes.scatter(*results.T, s=12, color=color, alpha=0.45, linewidths=0)
+        x, y = results.T
+        axes.scatter(x, y, s=12, color=color, alpha=0.45, linewidths=0)
         top = common_familiar(runs)
         grid = np.linspace(min(top, max(run[0].familiar for run in runs)), top, _GRID)
         curve = np.mean([[at_familiar(run, share).novel for share in grid] for run in runs], axis=0)
@@ -240,8 +245,8 @@ def comparison_figure(networks: Mapping[str, Sequence[Run]], familiar: float | N
         axes.plot(grid, curve, color=color, linewidth=1.6, label=label)
         matched = np.array([at_familiar(run, familiar)[2:] for run in runs])
         spread = matched[:, 1].std(ddof=1) if len(runs) > 1 else None
-        place = matched.mean(axis=0)
-        axes.errorbar(*place, yerr=spread, color=color, marker="D", markersize=6, capsize=4, linewidth=1.6)
+        x, y = matched.mean(axis=0)
+        axes.errorbar(x, y, yerr=spread, color=color, marker="D", markersize=6, capsize=4, linewidth=1.6)
     axes.axvline(familiar, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=f"matched at {100 * familiar:.1f} %")
     style_axes(axes, "accuracy on familiar viewpoints", "accuracy on novel viewpoints")
     for axis in (axes.xaxis, axes.yaxis):

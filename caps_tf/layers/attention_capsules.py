@@ -77,7 +77,7 @@ class AttentionCapsules(RoutingLayer):
         # What poses are routed and normalised in.
         self._precision = routing_dtype(self)
         self._drop = keras.layers.Dropout(dropout, seed=seed, dtype=self._precision, name="dropout")
-        self._norm = None
+        self._norm: keras.layers.LayerNormalization | None = None
 
     def _add_weights(self, receptive_field: tuple[int, ...], pose_shape: tuple[int, int]) -> None:
         rows, child_columns = pose_shape

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import keras
 
 from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer
-from caps_tf.routing.health import RoutingTrace
+from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.inverted_attention import route_concurrently, route_sequentially
 
 SCHEDULES = {"concurrent": route_concurrently, "sequential": route_sequentially}
@@ -93,7 +93,9 @@ class CapsuleStack(RoutingLayer):
             >>> {name: len(trace.steps) for name, trace in stack.routing_trace(children).items()}
             {'low': 1, 'high': 2}
         """
-        steps = {layer.name: [] for layer in self.layers if hasattr(layer, "routing_step")}
+        steps: dict[str, list[RoutingStep]] = {
+            layer.name: [] for layer in self.layers if hasattr(layer, "routing_step")
+        }
 
         def recorded(layer):
             def route(children, parents):

@@ -1,11 +1,17 @@
 """What convolutional capsule layers share, whichever way they route."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from caps_tf.routing.neighbourhood import Neighbourhood
 
+if TYPE_CHECKING:  # what the layer's other bases have: `get_config`, and an `__init__` of their own
+    from caps_tf.layers.capsule_layer import CapsuleLayer as _Host
+else:
+    _Host = object
 
-class ConvolutionalCapsules:
+
+class ConvolutionalCapsules(_Host):
     """Mixin for a capsule layer whose parents see a kernel of child positions; put it before the layer's other bases.
 
     Args:
@@ -22,9 +28,10 @@ class ConvolutionalCapsules:
         self.kernel_size = _rows_and_columns(kernel_size)
         self.strides = _rows_and_columns(strides)
 
-    def _neighbourhood(self, poses_shape: tuple[int | None, ...]) -> Neighbourhood:
+    def _neighbourhood(self, poses_shape: Sequence[int]) -> Neighbourhood:
         """Receptive fields over children whose poses have the shape [b, h, w, ...]."""
-        return Neighbourhood(tuple(poses_shape[1:3]), self.kernel_size, self.strides)
+        rows, columns = poses_shape[1:3]
+        return Neighbourhood((rows, columns), self.kernel_size, self.strides)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "kernel_size": self.kernel_size, "strides": self.strides}

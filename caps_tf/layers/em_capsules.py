@@ -174,7 +174,7 @@ class EMCapsules(RoutingLayer):
         precision = routing_dtype(self)
         poses, activations = (ops.cast(neighbourhood.gather(tensor), precision) for tensor in children)
         b, p, q, k, i = ops.shape(activations)
-        *pose_shape, capsules = *poses.shape[-2:], self.capsules
+        pose_shape, capsules = poses.shape[-2:], self.capsules
         columns = pose_columns(ops.reshape(poses, (b, p * q, k * i, *pose_shape)))
         weights = vote_weights(ops.cast(kernel, precision))
         costs = self._costs(pose_shape[0] * kernel.shape[-1], precision)

@@ -1,7 +1,6 @@
 """Heinsen routing (2019) as a Keras layer."""
 
 import math
-from typing import Any
 
 import keras
 from keras import ops
@@ -12,8 +11,7 @@ from caps_tf.routing.grouping import VOTES_AT_A_TIME, images_at_a_time, map_grou
 from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.heinsen import P_MODELS, HeinsenParents, heinsen_routing
 from caps_tf.routing.heinsen_votes import StoredSharedVotes, StoredVotes, votes_form
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 _NO_COMPETITOR = "a single parent would have nobody to compete with for the children"
 
@@ -182,10 +180,10 @@ class HeinsenRouting(RoutingLayer):
             (3, (2, 5, 16, 30))
         """
         scores, poses, (kernel, bias, *betas) = self._exact(children, n_out)
-        votes, betas = _stored_votes(poses, kernel, bias), list(map(ops.transpose, betas))
+        votes, (beta_use, beta_ign) = _stored_votes(poses, kernel, bias), map(ops.transpose, betas)
         steps = []
         for iterations in range(1, self.iterations + 1):
-            parents = heinsen_routing(scores, votes, *betas, iterations, self.p_model, self.eps)
+            parents = heinsen_routing(scores, votes, beta_use, beta_ign, iterations, self.p_model, self.eps)
             n, j, *_ = ops.shape(parents.poses)
             means, variances = (ops.reshape(value, (n, j, -1)) for value in (parents.poses, parents.variances))
             active = ops.sigmoid(parents.scores)
@@ -228,8 +226,8 @@ class HeinsenRouting(RoutingLayer):
         votes = votes_form(kernel, bias).of(poses, kernel, bias)
 
         def route(scores, poses, weights, betas):
-            some = votes.of_examples(poses, weights)
-            return heinsen_routing(scores, some, *betas, self.iterations, self.p_model, self.eps)[:kept]
+            (beta_use, beta_ign), some = betas, votes.of_examples(poses, weights)
+            return heinsen_routing(scores, some, beta_use, beta_ign, self.iterations, self.p_model, self.eps)[:kept]
 
         grouped, shared = (scores, votes.poses), (votes.shared, tuple(map(ops.transpose, betas)))
         batch, n_inp, parents = *scores.shape, kernel.shape[1]
@@ -278,10 +276,10 @@ class HeinsenRouting(RoutingLayer):
 
     def _output_shapes(self, input_shape, n_out: int | None = None, return_R: bool = False):
         (*leading, n_inp), _ = self._check_children(input_shape)
-        n_out = self._parents(n_out, n_inp)
-        a_out = (*leading, n_out)
+        parents = self._parents(n_out, n_inp)
+        a_out = (*leading, parents)
         mu_out = (*a_out, self.d_cov, self.d_out)
-        pairs = (*leading, n_inp, n_out)
+        pairs = (*leading, n_inp, parents)
         if self.return_dict:
             shapes = dict.fromkeys(("R", "log_p", "D_use", "D_ign"), pairs)
             votes = (*pairs, self.d_cov, self.d_out)
@@ -313,8 +311,8 @@ class HeinsenRouting(RoutingLayer):
         return scores, poses
 
     def get_config(self):
-        names = ("d_cov", "d_inp", "d_out", "n_inp", "n_out", "iterations", "single_beta", "p_model", "eps")
-        names = (*names, "symmetry_breaking", "return_dict", "votes_at_a_time")
+        names: tuple[str, ...] = ("d_cov", "d_inp", "d_out", "n_inp", "n_out", "iterations", "single_beta", "p_model")
+        names = (*names, "eps", "symmetry_breaking", "return_dict", "votes_at_a_time")
         bias = keras.initializers.serialize(self.bias_initializer)
         return {**super().get_config(), **{name: getattr(self, name) for name in names}, "bias_initializer": bias}
 

@@ -255,8 +255,9 @@ class HeinsenVectorRouting(VectorRouting):
     def _routed(self, x, mask, iterations: int) -> RoutedVectors:
         x = ops.cast(x, routing_dtype(self))
         weights = VectorRoutingWeights(*(getattr(self, name) for name in VectorRoutingWeights._fields))
+        beta_use, beta_ign = self._betas(x)
         return efficient_vector_routing(
-            x, weights, *self._betas(x), iterations, self.normalize, self.memory_efficient, mask
+            x, weights, beta_use, beta_ign, iterations, self.normalize, self.memory_efficient, mask
         )
 
     def compute_output_shape(self, input_shape):
@@ -350,8 +351,8 @@ class DefinableVectorRouting(VectorRouting):
         def judge(vectors):
             return ops.cast(self.S(x, self.G(vectors)), routing_dtype(self))
 
-        betas = self._betas(ops.cast(x, routing_dtype(self)))
-        return route_vectors(scores, combine, judge, *betas, iterations, mask)
+        beta_use, beta_ign = self._betas(ops.cast(x, routing_dtype(self)))
+        return route_vectors(scores, combine, judge, beta_use, beta_ign, iterations, mask)
 
     def compute_output_shape(self, input_shape):
         if not self.built:

@@ -1,6 +1,7 @@
 """Capsules with inverted dot-product attention on a convolutional backbone, the network of Tsai et al. 2020."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -88,11 +89,12 @@ def attention_capsules(
         axis=list(range(-len(pose), 0)), epsilon=1e-5, dtype=dtype, name="primary_norm"
     )(x)
     names = [*(f"capsules_{number}" for number in range(1, len(layers))), "class_capsules"]
-    stack, options = [], {"dropout": dropout, "votes_at_a_time": votes_at_a_time, "dtype": dtype}
+    options: dict[str, Any] = {"dropout": dropout, "votes_at_a_time": votes_at_a_time, "dtype": dtype}
+    stack: list[AttentionConvCapsules | AttentionDenseCapsules] = []
     for layer, name in zip(layers, names, strict=True):
         pose = _pose_shape(size, layer)
         size = layer["caps_dim"]
-        shape = {"pose_columns": size // math.prod(pose[:-1]), "child_pose": pose, "name": name}
+        shape: dict[str, Any] = {"pose_columns": size // math.prod(pose[:-1]), "child_pose": pose, "name": name}
         if layer["type"] == "CONV":
             stack.append(
                 AttentionConvCapsules(layer["num_caps"], layer["kernel_size"], layer["stride"], **shape, **options)
@@ -119,7 +121,7 @@ def _check_size(config: dict[str, Any], backbone: str, image_shape: tuple[int, i
     ]
     stages += [("primary_capsules", config["primary_capsules"])]
     stages += [(f"capsules[{n}]", layer) for n, layer in enumerate(config["capsules"]) if layer["type"] == "CONV"]
-    sizes = image_shape[:2]
+    sizes: Sequence[int] = image_shape[:2]
     for name, stage in stages:
         padded = [size + 2 * stage.get("padding", 0) for size in sizes]
         if min(padded) < stage["kernel_size"]:
@@ -157,7 +159,7 @@ def _simple(images, options: dict[str, int], dtype: str | None):
     return keras.layers.ReLU(dtype=dtype, name="backbone_relu")(x)
 
 
-def _resnet(images, options: dict[str, int], dtype: str | None):
+def _resnet(images, options: dict[str, Any], dtype: str | None):
     def normalized(x, name):
         # PyTorch's momentum of 0.1 is Keras's of 0.9.
         return batch_normalization(f"{name}_norm", dtype, epsilon=1e-5, momentum=0.9)(x)

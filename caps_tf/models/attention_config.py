@@ -8,6 +8,7 @@ library: "cifar10" and "cifar100". Beyond them, `backbone` takes `first_dim`, th
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ PUBLISHED = ("cifar10", "cifar100")
 
 _SIZE, _LENGTH, _FLAG = "a positive whole number", "a whole number, 0 or more", "true or false"
 _PAIR = "two positive whole numbers"
-_IS_KIND = {
+_IS_KIND: dict[str, Callable[[Any], bool]] = {
     _SIZE: lambda value: type(value) is int and value > 0,
     _LENGTH: lambda value: type(value) is int and value >= 0,
     _FLAG: lambda value: type(value) is bool,

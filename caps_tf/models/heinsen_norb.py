@@ -1,5 +1,7 @@
 """Heinsen's smallNORB classifier (2019): a small convolutional backbone and two routings of matrix capsules."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -123,7 +125,7 @@ def heinsen_norb(
     poses = convolution(normalized(x, "poses_norm"), parts * pose_size**2, "poses", **heads)
     scores = keras.layers.Reshape((-1,), dtype=dtype, name="part_scores")(scores)
     poses = keras.layers.Reshape((-1, pose_size, pose_size), dtype=dtype, name="part_poses")(poses)
-    routing = {
+    routing: dict[str, Any] = {
         **{"d_cov": pose_size, "d_inp": pose_size, "d_out": pose_size},
         **{"iterations": iterations, "votes_at_a_time": votes_at_a_time, "dtype": "float32"},
     }

@@ -1,6 +1,7 @@
 """Heinsen's sentiment classifier (2019): capsules read from the token embeddings of a language model, routed twice."""
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -172,8 +173,8 @@ def heinsen_sst(
     )(embeddings)
     x = keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="features_norm")(x)
     poses = keras.layers.Reshape((-1, 1, features), dtype=dtype, name="token_poses")(x)
-    routing = {"d_cov": 1, "d_out": pose_size, "iterations": iterations, "votes_at_a_time": votes_at_a_time}
-    routing |= {"dtype": "float32"}
+    routing: dict[str, Any] = {"d_cov": 1, "d_out": pose_size, "iterations": iterations, "dtype": "float32"}
+    routing |= {"votes_at_a_time": votes_at_a_time}
     capsules = HeinsenRouting(d_inp=features, n_inp=None, n_out=parts, **routing, name="part_capsules")((scores, poses))
     scores, _, _ = HeinsenRouting(d_inp=pose_size, n_inp=parts, n_out=num_classes, **routing, name="class_capsules")(
         capsules[:2]

@@ -1,5 +1,7 @@
 """Matrix capsules with EM routing, the network of Hinton et al. 2018 (figure 1)."""
 
+from typing import Any
+
 import keras
 
 from caps_tf.errors import UserError
@@ -63,7 +65,7 @@ def matrix_capsules(
             f"but images are {image_shape[0]}x{image_shape[1]}: give it larger ones (`image_size`)"
         )
     regularizer = keras.regularizers.L2(weight_reg) if weight_reg else None
-    routing = {
+    routing: dict[str, Any] = {
         "iterations": iterations,
         "final_lambda": final_lambda,
         "epsilon": epsilon,

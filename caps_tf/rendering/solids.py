@@ -62,7 +62,7 @@ def box(x0: float, x1: float, z0: float, z1: float, width: float, radius: float 
 def ring(centre: ArrayLike, radius: float, axis: int) -> np.ndarray:
     """Points [14, 3] on a circle about the given axis."""
     angle = np.arange(14) * (2 * np.pi / 14)
-    return np.insert(radius * np.stack([np.cos(angle), np.sin(angle)], axis=1), axis, 0.0, axis=1) + centre
+    return np.insert(radius * np.stack([np.cos(angle), np.sin(angle)], axis=1), axis, 0.0, axis=1) + np.asarray(centre)
 
 
 def disc(centre: ArrayLike, radius: float, thickness: float, axis: int) -> Part:

@@ -86,7 +86,7 @@ def _animal(rng: Rng) -> Parts:
     head = np.array([front + neck * np.cos(pitch), 0, z + 0.1 + neck * np.sin(pitch)])
     skull, droop = u(0.16, 0.26), np.deg2rad(u(5, 50))
     nose = head + u(0.2, 0.45) * np.array([np.cos(droop), 0, -np.sin(droop)])
-    parts += chain([(front, 0, z + 0.05), head], [shoulder * u(0.6, 0.8), skull * u(0.6, 0.9)])
+    parts += chain([np.array([front, 0, z + 0.05]), head], [shoulder * u(0.6, 0.8), skull * u(0.6, 0.9)])
     parts.append(hull([head, nose], [skull, skull * u(0.45, 0.8)]))
     return (
         parts
@@ -121,7 +121,7 @@ def _horns(rng: Rng, head: np.ndarray, nose: np.ndarray, skull: float) -> Parts:
             stem = chain([at, fork, at + (-0.1, reach * 0.6, reach)], [0.05, 0.045, 0.03])
             return pair(*stem, hull([fork, at + (0.12, 0.16, reach * 0.9)], [0.045, 0.03]))
         case "trunk":
-            tip = (nose[0] + u(0.0, 0.25), 0, max(0.12, nose[2] - u(0.35, 0.6)))
+            tip = np.array([nose[0] + u(0.0, 0.25), 0, max(0.12, nose[2] - u(0.35, 0.6))])
             return chain([nose, nose + (0.1, 0, -0.15), tip], [skull * 0.5, 0.09, 0.06])
     return []
 
@@ -166,7 +166,7 @@ def _human(rng: Rng) -> Parts:
     parts += _left_arm(rng, shoulder, length, sleeve) + mirror(_left_arm(rng, shoulder, length, sleeve))
     skull = u(0.17, 0.25)
     head = np.array([u(0, 0.06), 0, top + skull * 1.05])
-    parts.append(hull([(0, 0, top - 0.1), head], 0.1))
+    parts.append(hull([np.array([0, 0, top - 0.1]), head], 0.1))
     parts.append(hull([head, head + (0.02, 0, -0.08)], [skull, skull * 0.8]))
     return parts + _hat(rng, head, skull)
 
@@ -331,7 +331,8 @@ def _load(rng: Rng, rear: float, front: float, deck: float, width: float, roof: 
             ]
             return chain(axis, [radius * 0.6, radius, radius * 0.45])
     pivot = np.array([rear + u(0.2, 0.5), 0, deck + 0.2])
-    jib = hull([pivot + (0, 0, 0.1), (u(front - 0.1, front + 0.4), 0, roof + u(0.08, 0.4))], [0.09, 0.06])
+    tip = np.array([u(front - 0.1, front + 0.4), 0, roof + u(0.08, 0.4)])
+    jib = hull([pivot + (0, 0, 0.1), tip], [0.09, 0.06])
     return [flatbed, disc(pivot, 0.2, 0.2, axis=2), jib]
 
 

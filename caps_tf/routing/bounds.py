@@ -5,14 +5,11 @@ single precision (up to 3e38) overflows long before its inputs do, and one infin
 that learn stay far within the bound, where nothing changes.
 """
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from caps_tf.routing.hand_written_gradient import Gradient, with_gradient
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 LARGEST = 1e8
 """Four numbers of this size may be multiplied, and a million such products added up, before float32 overflows."""

@@ -3,12 +3,10 @@
 Source: Heinsen, "An Algorithm for Routing Vectors in Sequences" (2022, arXiv 2211.11754), section 3.2 and appendix A.
 """
 
-from typing import Any
-
 import keras
 from keras import ops
 
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 
 def end_to_end_credit(*credits: Tensor, epsilon: float = 1e-5) -> Tensor:
@@ -37,22 +35,25 @@ def end_to_end_credit(*credits: Tensor, epsilon: float = 1e-5) -> Tensor:
     """
     if not credits:
         raise ValueError("expected the credit phi of at least one routing")
-    product = None
-    for credit in credits:
-        credit = ops.convert_to_tensor(credit)
-        if keras.backend.standardize_dtype(credit.dtype) != "float64":
-            credit = ops.cast(credit, "float32")
-        if product is None:
-            product = credit
-        elif product.shape[-1] != credit.shape[-2]:
+    factors = map(_at_least_single, credits)
+    product = _scaled(next(factors), epsilon)
+    for credit in factors:
+        if product.shape[-1] != credit.shape[-2]:
             raise ValueError(
                 f"a routing with {product.shape[-1]} outputs cannot be followed by one with {credit.shape[-2]} inputs: "
                 "give the credits in the order of the routings"
             )
-        else:
-            product = ops.einsum("...ij,...jo->...io", product, credit)
-        product = product / (_unbiased_deviation(product) + epsilon)
+        product = _scaled(ops.einsum("...ij,...jo->...io", product, credit), epsilon)
     return product
+
+
+def _at_least_single(credit: Tensor) -> Tensor:
+    credit = ops.convert_to_tensor(credit)
+    return credit if keras.backend.standardize_dtype(credit.dtype) == "float64" else ops.cast(credit, "float32")
+
+
+def _scaled(product: Tensor, epsilon: float) -> Tensor:
+    return product / (_unbiased_deviation(product) + epsilon)
 
 
 def _unbiased_deviation(values: Tensor) -> Tensor:

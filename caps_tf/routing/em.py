@@ -6,7 +6,7 @@ repairs of Gritzman, "Avoiding Implementation Pitfalls of Matrix Capsules with E
 finite (section 3.3), and the amount of data that a parent receives is normalised (section 3.4).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
@@ -14,8 +14,7 @@ from keras import ops
 from caps_tf.routing.bounds import bounded_gradient, bounded_values
 from caps_tf.routing.gaussian import mean_and_variance, squared_distance
 from caps_tf.routing.neighbourhood import Neighbourhood
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 VARIANCE_FLOOR = 1e-9
 """Added to each variance, in squared units of the votes: a parent with a single child has variance zero."""

@@ -8,14 +8,11 @@ an einsum is another einsum: each would lay out a tensor as large as the votes, 
 follows.
 """
 
-from typing import Any
-
 from keras import ops
 
 from caps_tf.routing.bounds import clipped
 from caps_tf.routing.hand_written_gradient import Gradient, with_gradient
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 
 def mean_and_variance(share: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:

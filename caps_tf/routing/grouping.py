@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 VOTES_AT_A_TIME = {"em": 2**22, "heinsen": 2**22, "sentences": 2**21, "attention": 2**24}
 """Bytes of votes that exist at the same time unless a layer is given another bound, by routing; "sentences" are those of

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 Gradient = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 """From the gradient of the result to that of each argument."""

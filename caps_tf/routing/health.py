@@ -6,11 +6,11 @@ position, c the children that they see, d elements of a vote.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import ops
 
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 OFF, ON = 0.05, 0.95
 """Activations below and above which a parent counts as off and on in an example."""
@@ -274,18 +274,25 @@ def trace_gauges(trace: RoutingTrace) -> dict[str, Tensor]:
         return gauges
     gauges["vote_scale"] = vote_scale(last.votes)
     if last.variances is not None:
+        assert trace.variance_floor is not None, "a trace with variances has their floor"
         gauges["variance_floor"] = variance_floor(last.variances, trace.variance_floor)
         gauges |= _relative_spreads(trace.steps, active)
     elif last.parents is not None:
         for number, step in enumerate(trace.steps, start=1):
-            gauges[f"vote_agreement_{number}"] = vote_agreement(step.votes, step.parents, step.routing_weights)
+            gauges[f"vote_agreement_{number}"] = vote_agreement(*_votes_and_parents(step), step.routing_weights)
     return gauges
+
+
+def _votes_and_parents(step: RoutingStep) -> tuple[Tensor, Tensor]:
+    """Of any step of a trace, once one of its steps has them."""
+    assert step.votes is not None and step.parents is not None, "all steps of a trace are alike"
+    return step.votes, step.parents
 
 
 def _relative_spreads(steps: Sequence[RoutingStep], child_activations: Tensor | None) -> dict[str, Tensor]:
     def spread(step: RoutingStep) -> Tensor:
         active = 1.0 if child_activations is None else child_activations[:, None]
-        return vote_spread(step.votes, step.parents, step.routing_weights * active)
+        return vote_spread(*_votes_and_parents(step), step.routing_weights * active)
 
     first = ops.maximum(spread(steps[0]), _TINY)
     return {f"vote_spread_{number}": spread(step) / first for number, step in enumerate(steps[1:], start=2)}

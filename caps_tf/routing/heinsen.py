@@ -6,14 +6,13 @@ ignored, an M-step computes each parent's score from the net benefit of using ra
 Gaussian to the used votes.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import ops
 
 from caps_tf.routing.bounds import bounded_gradient, bounded_values
 from caps_tf.routing.heinsen_votes import Votes
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 P_MODELS = ("gaussian", "skm")
 

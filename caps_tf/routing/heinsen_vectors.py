@@ -8,13 +8,12 @@ j output vectors of e elements.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import ops
 
 from caps_tf.routing.bounds import bounded, bounded_gradient, bounded_values
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 IGNORED_SCORE = -1e30
 """Score of an input that an output ignores: finite, so that an input which all outputs ignore gives no NaN."""

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import keras
 import numpy as np
@@ -17,8 +17,7 @@ from keras import ops
 from caps_tf.routing.bounds import bounded_gradient, bounded_values
 from caps_tf.routing.gaussian import mean_and_variance, squared_distance
 from caps_tf.routing.votes import VoteWeights, pose_columns, vote_weights, votes_of_children
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 FARTHEST = 1e30
 """Bound of a squared distance that is computed in float64 and goes on in float32."""
@@ -104,7 +103,7 @@ class StoredVotes(Votes):
 
     def _without_bias(self) -> Tensor:
         """mu W, [b, j, d, i]."""
-        return votes_of_children(self.poses, self.shared.kernel)
+        return votes_of_children(self.poses, cast(VoteWeights, self.shared.kernel))  # as `of` laid it out
 
     @property
     def parents(self) -> int | Tensor:
@@ -178,7 +177,8 @@ class SharedVotes(Votes):
         offset = self._bias - mean
         square = ops.einsum("bjxm,jmz->bjxz", second, self._kernel_products)
         variance = ops.relu(square + 2.0 * shifted * offset + amount * ops.square(offset))
-        return tuple(bounded_gradient(ops.cast(value, self._dtype)) for value in (mean, variance))
+        mean, variance = (bounded_gradient(ops.cast(value, self._dtype)) for value in (mean, variance))
+        return mean, variance
 
     def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
         mean, precision = ops.cast(mean, "float64"), ops.cast(precision, "float64")
@@ -211,7 +211,7 @@ class SharedVotes(Votes):
 
     @cached_property
     def _kernel(self) -> Tensor:
-        return _in_float64(self.shared.kernel)
+        return _in_float64(cast(Tensor, self.shared.kernel))  # as `of` laid it out
 
     @cached_property
     def _bias(self) -> Tensor:

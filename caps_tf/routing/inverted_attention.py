@@ -14,20 +14,22 @@ needs no votes at all: with uniform routing weights it is one matrix product.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 from keras import ops
 
 from caps_tf.routing.bounds import bounded, bounded_values, clipped
 from caps_tf.routing.grouping import map_groups
 from caps_tf.routing.hand_written_gradient import Gradient, with_gradient
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 EPSILON = 1e-10
 """Added to the sum of a child's routing weights before they are divided by it; the sum itself is 1."""
 
-CapsuleLayer = Callable[[Tensor, Tensor | None], Tensor]
+Capsules = TypeVar("Capsules")
+"""What the schedules hand from layer to layer without looking at it: poses, or what stands for them."""
+
+CapsuleLayer = Callable[[Capsules, Capsules | None], Capsules]
 """One routing step: children and the parents so far (None: route uniformly) to new parents."""
 
 
@@ -137,7 +139,7 @@ def shared_parents(children: Tensor, weights: Tensor, parents: Tensor | None = N
     return bounded(ops.einsum("nijxy,ijyz->njxz", pooled, weights))
 
 
-def route_concurrently(layers: Sequence[CapsuleLayer], children: Tensor, iterations: int) -> Tensor:
+def route_concurrently(layers: Sequence[CapsuleLayer[Capsules]], children: Capsules, iterations: int) -> Capsules:
     """Routes all layers of a stack at once (algorithm 2): each reads what the sweep before left of it and below it.
 
     A first pass from below gives every layer its first parents, and iterations - 1 sweeps follow. The last layer
@@ -170,7 +172,7 @@ def route_concurrently(layers: Sequence[CapsuleLayer], children: Tensor, iterati
     return values[-1]
 
 
-def route_sequentially(layers: Sequence[CapsuleLayer], children: Tensor, iterations: int) -> Tensor:
+def route_sequentially(layers: Sequence[CapsuleLayer[Capsules]], children: Capsules, iterations: int) -> Capsules:
     """Routes a stack layer by layer: each finishes all its iterations before the next begins.
 
     Args:
@@ -191,8 +193,8 @@ def route_sequentially(layers: Sequence[CapsuleLayer], children: Tensor, iterati
     """
     _check_iterations(iterations)
     for layer in layers:
-        parents = None
-        for _ in range(iterations):
+        parents = layer(children, None)
+        for _ in range(iterations - 1):
             parents = layer(children, parents)
         children = parents
     return children

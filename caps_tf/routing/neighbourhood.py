@@ -10,14 +10,12 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from keras import ops
 
 from caps_tf.routing.hand_written_gradient import with_gradient
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 
 @dataclass(frozen=True)

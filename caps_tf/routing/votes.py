@@ -8,15 +8,14 @@ children in a row are what a processor's vector units want.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
 from caps_tf.routing.bounds import bounded_values
 from caps_tf.routing.hand_written_gradient import Gradient, with_gradient
-
-Tensor = Any
+from caps_tf.tensors import Tensor
 
 
 def pose_columns(poses: Tensor) -> tuple[Tensor, ...]:

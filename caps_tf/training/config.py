@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES, VIEWS
 from caps_tf.data.viewpoints import parse_viewpoints
@@ -316,13 +316,14 @@ class RunConfig:
 
 def _check_value(option: dataclasses.Field, value: Any) -> None:
     name, choices, bound = option.name, option.metadata["choices"], option.metadata["bound"]
-    if type(value) is not option.type:
-        raise UserError(f"{name} must be of type {option.type.__name__}, not {value!r}")
-    if option.type is float and not math.isfinite(value):
+    kind = cast(type[Any], option.type)  # no field of `RunConfig` has its annotation as text
+    if type(value) is not kind:
+        raise UserError(f"{name} must be of type {kind.__name__}, not {value!r}")
+    if kind is float and not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, not {value}")
-    if option.type is int and not -(2**31) <= value < 2**31:
+    if kind is int and not -(2**31) <= value < 2**31:
         raise UserError(f"{name} must be below 2,147,483,648, not {value}")
-    if option.type is str and not value.isprintable():
+    if kind is str and not value.isprintable():
         raise UserError(f"{name} must be printable text, not {value!r}")
     if choices and value not in choices:
         raise UserError(f"{name} must be one of {', '.join(filter(None, choices))}, not {value!r}")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -90,7 +90,7 @@ def make_training_data(config: RunConfig) -> TrainingData:
         num_classes=num_classes,
         steps_per_epoch=source.num_examples(train) // config.batch_size,
         training=training,
-        validation=validation and (lambda: source.evaluation(validation)),
+        validation=None if validation is None else functools.partial(source.evaluation, validation),
         find_damage=functools.partial(find_damage, train.dataset),
     )
 
@@ -136,7 +136,7 @@ class _Source(NamedTuple):
 
 def _open(config: RunConfig) -> _Source:
     dataset = open_dataset(config.dataset, config.data_dir or None, config.storage)
-    return (_sentences if isinstance(dataset, SentenceDataset) else _images)(config, dataset)
+    return _sentences(config, dataset) if isinstance(dataset, SentenceDataset) else _images(config, dataset)
 
 
 def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
@@ -174,7 +174,7 @@ def _images(config: RunConfig, dataset: ImageDataset) -> _Source:
         views=config.views,
         **AUGMENTATIONS[augment],
     )
-    batches = {"preprocessing": preprocessing, "batch_size": config.batch_size}
+    batches: dict[str, Any] = {"preprocessing": preprocessing, "batch_size": config.batch_size}
     return _Source(
         input_shapes={"image": preprocessing.input_shape(dataset)},
         splits=make_splits(dataset, config.val_prop, config.validation_instances(), config.viewpoints),

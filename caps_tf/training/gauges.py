@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from caps_tf.layers import CapsuleStack, RoutingLayer
+from caps_tf.layers import RoutingLayer
 from caps_tf.routing.health import (
+    RoutingTrace,
     activation_deviation,
     activation_mean,
     parents_off,
@@ -71,7 +72,7 @@ class RunGauges:
         for example in self._examples:
             for name, value in self._measure(example).items():
                 found[name].append(value)
-        gauges = {}
+        gauges: dict[str, tf.Tensor] = {}
         for name, values in found.items():
             gauge, _, layer = name.partition("/")
             values = tf.stack(values)
@@ -85,10 +86,10 @@ class RunGauges:
         """Gauges of each routing layer for one example, and the activations of its parents."""
         below = keras.Model(self._model.input, {layer.name: layer.input for layer in self._layers})
         children = below(model_inputs(below, example), training=False)
-        gauges = {}
+        gauges: dict[str, tf.Tensor] = {}
         for layer in self._layers:
             traces = layer.routing_trace(children[layer.name])
-            for name, trace in (traces if isinstance(layer, CapsuleStack) else {layer.name: traces}).items():
+            for name, trace in ({layer.name: traces} if isinstance(traces, RoutingTrace) else traces).items():
                 gauges |= {f"{gauge}/{name}": value for gauge, value in trace_gauges(trace).items()}
                 if trace.steps[-1].activations is not None:
                     gauges[f"activations/{name}"] = trace.steps[-1].activations
