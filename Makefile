@@ -1,6 +1,6 @@
 # `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests; `make test-backends`
 # those of the layers and networks on JAX and PyTorch; `make campaign` kills runs, breaks clusters and damages input in
-# full, and prints its counts; `make lint` checks types, format and style, `make format` mends the last two. All install
+# full, and prints its counts; `make lint` checks types, format and style, `make format` fixes the last two. All install
 # first.
 PYTHON ?= python3
 VENV ?= .venv

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     checkpoints = find_checkpoints(directory / "train" / "checkpoints", CKPT_NAME.value)
     log_path = directory / "train" / "log.jsonl"
     if log_path.exists():
-        read_log(log_path)  # a damaged log is told before the test, not after it
+        read_log(log_path)  # a damaged log is reported before the test, not after it
     strategy = make_strategy(config.num_gpus, config.cluster)
     data = make_test_data(config)
     tester = Tester(config, data.input_shapes, data.class_names, strategy)

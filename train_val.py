@@ -5,7 +5,7 @@
     python train_val.py --load_dir=logs/smallNORB/<date>_first        # continue where it stopped
     python train_val.py --helpfull                                    # all flags, in groups
 
-Exit codes: 0 trained to the end, 1 an error, told in one line, 130 interrupted, 143 stopped by SIGTERM after saving.
+Exit codes: 0 trained to the end, 1 an error, in one line, 130 interrupted, 143 stopped by SIGTERM after saving.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def resolve_config() -> RunConfig:
         params = dict(load_preset(preset.value).flags)
     given = {option.name for option in dataclasses.fields(RunConfig) if flags.FLAGS[option.name].present}
     config = RunConfig(**params | {name: flags.FLAGS[name].value for name in given})
-    config.check_given(sorted(given))  # tells of iter_routing also where its other name, num_routing, was given
+    config.check_given(sorted(given))  # names iter_routing also where its other name, num_routing, was given
     return config
 
 

@@ -1,4 +1,4 @@
-"""Trains presets with several seeds, tests them, and keeps the accuracies: benchmarks/accuracy.csv, a line a run.
+"""Trains presets with several seeds, tests them, and keeps the accuracies: benchmarks/accuracy.csv, one line per run.
 
     python -m benchmarks.accuracy --presets=demo --seeds=3 --dataset=renderedNORB --storage=build/demo
     python -m benchmarks.accuracy --presets=demo --dataset=renderedNORB --flags="--viewpoints=azimuth"
@@ -116,9 +116,9 @@ def run(preset: str, seed: int, arguments: argparse.Namespace) -> Result:
         f"--seed={seed}",
         f"--name={preset}_seed{seed}",
     )
-    told = _script("train_val.py", *flags)
+    output = _script("train_val.py", *flags)
     seconds = time.monotonic() - start
-    directory = Path(re.search(r"^trained: (.*)$", told, re.MULTILINE)[1])
+    directory = Path(re.search(r"^trained: (.*)$", output, re.MULTILINE)[1])
     _script("test.py", f"--load_dir={directory}")
     [path] = (directory / "test").glob("*/report.json")
     return {**figures(json.loads(path.read_text(encoding="utf-8"))), "seconds": f"{seconds:.1f}", **where}
@@ -131,10 +131,10 @@ def run_plain(arguments: argparse.Namespace) -> Result:
         subprocess.CalledProcessError: if the script fails.
     """
     where, start = _where(), time.monotonic()
-    told = json.loads(_script(f"data/{PLAIN}.py", *_places(arguments), *arguments.flags).splitlines()[-1])
-    details = {name: told.get(name, "") for name in ("training_examples", "parameters", "step")}
+    output = json.loads(_script(f"data/{PLAIN}.py", *_places(arguments), *arguments.flags).splitlines()[-1])
+    details = {name: output.get(name, "") for name in ("training_examples", "parameters", "step")}
     seconds = time.monotonic() - start
-    return {**figures({"parts": told["parts"], "details": details}), "seconds": f"{seconds:.1f}", **where}
+    return {**figures({"parts": output["parts"], "details": details}), "seconds": f"{seconds:.1f}", **where}
 
 
 def _places(arguments: argparse.Namespace) -> list[str]:
@@ -251,10 +251,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         failed = 0 if arguments.table else measure(arguments)
-        told = table(results.read(arguments.output))
-        print(told)
+        output = table(results.read(arguments.output))
+        print(output)
         if arguments.output == ACCURACIES:
-            results.put_between(ROOT / "README.md", BEGIN, END, told)
+            results.put_between(ROOT / "README.md", BEGIN, END, output)
         return 1 if failed else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -95,7 +95,7 @@ def _about(results: dict[str, Result]) -> list[str]:
     for result in results.values():
         where = (result["machine"], result["versions"], result["commit"], result["date"])
         lines.setdefault(where, []).append(result)
-    told = []
+    found = []
     for (machine, versions, commit, date), of_sitting in lines.items():
         busy = max(float(result["load"] or 0) for result in of_sitting)
         gflops, bandwidth = of_sitting[0]["matmul_gflops"], of_sitting[0]["bandwidth_gbs"]
@@ -105,11 +105,11 @@ def _about(results: dict[str, Result]) -> list[str]:
             if busy > BUSY
             else "the machine was idle"
         )
-        told.append(
+        found.append(
             f"- {names}: {date}, commit {commit}, {machine}; {versions}; {state}. Ceilings: {gflops} GFLOP/s, "
             f"{bandwidth} GB/s."
         )
-    return told
+    return found
 
 
 def _network_line(row: Row, result: Result) -> list[str]:

@@ -1,6 +1,6 @@
-"""What a user did wrong, told in one line.
+"""What a user did wrong, in one line.
 
-Everything a user can mend (a missing file, an impossible flag, a damaged record) is raised as `UserError`, which scripts
+Everything a user can fix (a missing file, an impossible flag, a damaged record) is raised as `UserError`, which scripts
 turn into one line on stderr and a non-zero exit (`caps_tf.scripts`). Any other exception is a defect of ours and keeps
 its traceback.
 """

@@ -1,4 +1,4 @@
-"""What every script of this library does: flags by absl, and one line instead of a traceback for what a user can mend."""
+"""What every script of this library does: flags by absl, and one line instead of a traceback for what a user can fix."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from caps_tf.errors import ClusterLostError, Preempted, UserError
 
 PREEMPTED = 143
-"""Exit code of a script that SIGTERM stopped after it saved its state: 128 + SIGTERM, as shells tell it."""
+"""Exit code of a script that SIGTERM stopped after it saved its state: 128 + SIGTERM, as shells report it."""
 _ENVIRONMENT = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG),
     *(errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.ESTALE, errno.ENOMEM),
@@ -30,7 +30,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
     """
 
     def guarded(argv: list[str]) -> int | None:
-        # What libraries tell about themselves would bury what the script has to say; --verbosity brings it back.
+        # What libraries log would bury what the script has to say; --verbosity brings it back.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)
         try:
@@ -51,7 +51,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
             if error.errno not in _ENVIRONMENT:
                 raise
             print(
-                f"error: {error.filename or 'the system'}: {error.strerror}: mend that, then try again", file=sys.stderr
+                f"error: {error.filename or 'the system'}: {error.strerror}: fix that, then try again", file=sys.stderr
             )
             return 1
         except Preempted as notice:

@@ -1,4 +1,4 @@
-"""Shows that the categories of a rendered set cannot be told without recognising shapes.
+"""Shows that the categories of a rendered set cannot be distinguished without recognising shapes.
 
     python data/check_rendered_norb.py --data_dir=data/renderedNORB
 

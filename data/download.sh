@@ -257,7 +257,7 @@ while read -r name gz_sha bytes sha; do
   line=$((line + 1))
   if [[ -z $name || $name == \#* ]]; then continue; fi
   if ! [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*\.mat$ && $bytes =~ ^[1-9][0-9]{0,15}$ && "$gz_sha $sha" =~ ^[0-9a-f]{64}\ [0-9a-f]{64}$ ]]; then
-    fail "${checksums:-$0}: line $line is not NAME.mat SHA256_OF_GZ BYTES SHA256: mend it, or see --help"
+    fail "${checksums:-$0}: line $line is not NAME.mat SHA256_OF_GZ BYTES SHA256: fix it, or see --help"
   fi
   if [[ -f $dir/$name ]]; then
     if is_whole "$dir/$name" "$bytes" "$sha"; then

@@ -5,7 +5,7 @@
     python data/plain_classifiers.py --dataset=data/sst2
 
 Images are given the class of their nearest neighbour among the training images, by the pixels of the size that
-networks see. Sentences are told apart by a logistic regression on the mean of their tokens' embeddings; the strength of
+networks see. Sentences are classified by a logistic regression on the mean of their tokens' embeddings; the strength of
 its penalty is chosen on the validation split, and the test split is judged once. The last line is one JSON object.
 """
 

@@ -4,7 +4,7 @@
     python test.py --load_dir=... --ckpt_name=all
     python examples/compare_viewpoints.py --runs=logs/smallNORB/<first>,logs/smallNORB/<second> --picture=compared.png
 
-Runs that differ in nothing but their seed are put together: mean and standard deviation. Novel accuracy is told where a
+Runs that differ in nothing but their seed are put together: mean and standard deviation. Novel accuracy is given where a
 run first reaches the familiar accuracy to match, on a line between the checkpoints before and after that moment.
 """
 

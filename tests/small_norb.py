@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caps_tf.data import norb_format
+from caps_tf.data import norb_format, norb_matrix
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +35,7 @@ def write_small_norb(directory, size=(24, 24), elevations=(0, 1, 8), azimuths=(0
             pair[:, row : row + 3, column : column + size[1] // 2] += 120
         prefix = norb_format.split_prefix("smallnorb", instances, elevations, azimuths, (0,), size[0])
         for kind, array in (("dat", images), ("cat", category), ("info", info)):
-            norb_format.write_matrix(directory / f"{prefix}-{split}-{kind}.mat", array)
+            norb_matrix.write_matrix(directory / f"{prefix}-{split}-{kind}.mat", array)
 
 
 def run_script(script, *flags, check=True, environment=None, limits=(), timeout=300):

@@ -84,17 +84,17 @@ def test_what_is_in_the_file_is_not_run_again_and_a_run_that_is_stopped_adds_not
     before = output.read_bytes()
     # Seeds 0 and 1 are there: at once it trains seed 2. SIGTERM to this process only must stop the training too.
     process = subprocess.Popen(command(output, *flags, "--seeds=3"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    told = []
+    lines = []
     for text in process.stderr:
-        told.append(text)
+        lines.append(text)
         if text.startswith("training in "):
             process.send_signal(signal.SIGTERM)
             break
-    assert sum("is in accuracy.csv" in text for text in told) == 2
+    assert sum("is in accuracy.csv" in text for text in lines) == 2
     assert process.wait(60) == 128 + signal.SIGTERM
     process.stderr.close()
     assert output.read_bytes() == before
-    directory = re.match(r"training in (.*) on ", told[-1]).group(1)
+    directory = re.match(r"training in (.*) on ", lines[-1]).group(1)
     assert directory.endswith("_seed2")
     with locked(directory, "still trains"):
         pass

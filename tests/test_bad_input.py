@@ -1,4 +1,4 @@
-"""What a user gets wrong is told by train_val.py in one line, with a non-zero exit."""
+"""What a user gets wrong is reported by train_val.py in one line, with a non-zero exit."""
 
 import pytest
 

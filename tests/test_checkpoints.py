@@ -83,8 +83,8 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(saved, tear, capf
     TEARS[tear](saved)
     [path] = find_checkpoints(saved, "latest")
     assert Path(path).name == "step-2"
-    told = [line for line in capfd.readouterr().err.splitlines() if "using the one before it, step-2" in line]
-    assert len(told) == 1 and "step-3: damaged" in told[0]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "using the one before it, step-2" in line]
+    assert len(lines) == 1 and "step-3: damaged" in lines[0]
     checkpoints = make_checkpoints(saved)
     checkpoints.restore(path)
     assert checkpoints.step.numpy() == 2

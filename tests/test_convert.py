@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from caps_tf.data import norb_format, records
+from caps_tf.data import norb_format, norb_matrix, records
 from caps_tf.data.datasets import open_dataset
 from caps_tf.errors import UserError
 from tests.small_norb import ROOT, expect_one_line, run_script, write_small_norb
@@ -121,9 +121,9 @@ def test_changed_source_or_parameters_start_from_scratch(tmp_path):
     output = convert(tmp_path)
     before = contents(output)
     (dat,) = source.glob("*-testing-dat.mat")
-    images = np.array(norb_format.read_matrix(dat))
+    images = np.array(norb_matrix.read_matrix(dat))
     images[3, 1, 0, 0] ^= 1
-    norb_format.write_matrix(dat, images)
+    norb_matrix.write_matrix(dat, images)
     changed = contents(convert(tmp_path))
     assert changed != before
     convert(tmp_path, "--num_shards=2", "--encoding=raw")
@@ -151,7 +151,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     directory = write_norb(tmp_path, azimuths=range(0, 36, 2))
     for split in ("training", "testing"):
         (dat,) = directory.glob(f"*-{split}-dat.mat")
-        shape = (len(norb_format.read_matrix(dat)), 2, 256, 256)
+        shape = (len(norb_matrix.read_matrix(dat)), 2, 256, 256)
         # A file of zeros that takes no space: 236 MB in all.
         dat.write_bytes(struct.pack("<6i", 0x1E3D4C55, 4, *shape))
         os.truncate(dat, 24 + math.prod(shape))
@@ -177,7 +177,7 @@ def test_missing_files_name_the_command_to_run(tmp_path):
 
 def test_too_little_disk_space_is_told_before_anything_is_written(tmp_path):
     for dat in write_norb(tmp_path).glob("*-dat.mat"):
-        shape = (len(norb_format.read_matrix(dat)), 2, 100_000, 100_000)
+        shape = (len(norb_matrix.read_matrix(dat)), 2, 100_000, 100_000)
         dat.write_bytes(struct.pack("<6i", 0x1E3D4C55, 4, *shape))
         os.truncate(dat, 24 + math.prod(shape))  # terabytes of zeros that take no space
     expect_one_line(run_script(CONVERT, f"--storage={tmp_path}", check=False), "disk space")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from caps_tf.data import norb_format as nf
+from caps_tf.data import norb_matrix
 
 SCRIPT = Path(__file__).parents[1] / "data" / "download.sh"
 # All the programs the script may use, besides one that downloads.
@@ -179,7 +180,7 @@ def make_files(root: Path) -> dict[str, bytes]:
     for kind, array in (("cat", category), ("info", info), ("dat", images)):
         for split in ("testing", "training"):
             path = root / f"{PREFIX}-{split}-{kind}.mat"
-            nf.write_matrix(path, array)
+            norb_matrix.write_matrix(path, array)
             files[path.name] = path.read_bytes()
             path.unlink()
     return files
@@ -522,6 +523,6 @@ def test_table_in_the_script_names_the_official_files(tmp_path):
         (f"{names['testing']}-cat", category),
         (f"{names['testing']}-info", info),
     ):
-        nf.write_matrix(tmp_path / name, array)
+        norb_matrix.write_matrix(tmp_path / name, array)
         data = (tmp_path / name).read_bytes()
         assert table[name] == f"{len(data)} {sha256(data)}"

@@ -1,4 +1,4 @@
-"""Every network trains in half precision, and what is not finite is dealt with or told."""
+"""Every network trains in half precision, and what is not finite is dealt with or reported."""
 
 import json
 

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from caps_tf.data import conversion, norb_format, norb_records, records
+from caps_tf.data import conversion, norb_format, norb_matrix, norb_records, records
 from caps_tf.data.damage import find_damage
 from caps_tf.data.datasets import open_dataset
 from caps_tf.errors import UserError
@@ -201,7 +201,7 @@ def test_a_truncated_or_missing_shard_is_told_before_training(converted, tmp_pat
 
 
 def test_missing_records_and_images_that_cannot_be_decoded_are_found_in_data_of_others(converted, record_property):
-    (converted / conversion.MANIFEST).unlink()  # ours would be told by its size
+    (converted / conversion.MANIFEST).unlink()  # ours would be noticed by its size
     first, second = sorted(converted.glob("*-train.tfrecord-*"))[:2]
     whole, offsets = first.read_bytes(), record_offsets(first)
     first.write_bytes(whole[: offsets[-1]])
@@ -249,7 +249,7 @@ def cut_jpeg(path):
 @pytest.mark.parametrize("run, split", [(train, "train"), (judge, "test")], ids=["training", "testing"])
 def test_an_image_that_cannot_be_decoded_is_named(folder, tmp_path, damage, run, split, record_property):
     damage(folder / split / "kind1" / "0002.png")
-    with refused(f"{split}/kind1/0002.", "cannot be decoded", "mend or remove it"):
+    with refused(f"{split}/kind1/0002.", "cannot be decoded", "fix or remove it"):
         run(folder_config(folder, tmp_path), tmp_path / "run")
     record_property("inputs refused", 1)
 
@@ -448,7 +448,7 @@ def test_what_may_not_be_read_or_written_is_named(forbidden, record_property):
     with nobody(), refused("params.json", "Permission denied"):
         load_params(forbidden / "params.json")
     with nobody(), refused("params.json", "cannot be read"):
-        norb_format.read_matrix(forbidden / "params.json")
+        norb_matrix.read_matrix(forbidden / "params.json")
     with nobody(), refused(str(forbidden), "cannot be written"):
         write_atomically(forbidden / "x.json", b"")
     with nobody(), refused(str(forbidden), "cannot be written"):

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caps_tf.data import norb_format as nf
+from caps_tf.data import norb_matrix
 from caps_tf.errors import UserError
 
 PREFIX = "toys-5x4x1x2x1x2x6x8"
@@ -25,7 +26,7 @@ def write_split(directory: Path, split: str = "training", prefix: str = PREFIX) 
     category, info = nf.grid_info([4], [8], [0, 34], [5])
     images = np.random.default_rng(0).integers(0, 256, [len(category), 2, 6, 8], np.uint8)
     for kind, array in (("dat", images), ("cat", category), ("info", info)):
-        nf.write_matrix(directory / f"{prefix}-{split}-{kind}.mat", array)
+        norb_matrix.write_matrix(directory / f"{prefix}-{split}-{kind}.mat", array)
     return nf.NorbSplit(images, category, info, directory / f"{prefix}-{split}-dat.mat")
 
 
@@ -56,7 +57,7 @@ def assert_one_line_naming(error: UserError, name: str, *words: str) -> None:
 def test_full_test_grid_is_the_official_testing_file_byte_for_byte(tmp_path, kind, size, sha256):
     category, info = nf.grid_info(nf.TEST_INSTANCES, nf.ELEVATIONS, nf.AZIMUTHS, nf.LIGHTINGS)
     path = tmp_path / "testing.mat"
-    nf.write_matrix(path, {"cat": category, "info": info}[kind])
+    norb_matrix.write_matrix(path, {"cat": category, "info": info}[kind])
     data = path.read_bytes()
     assert len(data) == size
     assert hashlib.sha256(data).hexdigest() == sha256
@@ -64,16 +65,16 @@ def test_full_test_grid_is_the_official_testing_file_byte_for_byte(tmp_path, kin
 
 def test_header_bytes_of_each_type_and_of_fewer_than_three_dimensions(tmp_path):
     path = tmp_path / "a.mat"
-    nf.write_matrix(path, np.array([7, -2], np.int32))
+    norb_matrix.write_matrix(path, np.array([7, -2], np.int32))
     assert path.read_bytes() == struct.pack("<Ii3i2i", 0x1E3D4C54, 1, 2, 1, 1, 7, -2)
-    nf.write_matrix(path, np.array([[[[1]], [[2]]]], np.uint8))
+    norb_matrix.write_matrix(path, np.array([[[[1]], [[2]]]], np.uint8))
     assert path.read_bytes() == struct.pack("<Ii4i2B", 0x1E3D4C55, 4, 1, 2, 1, 1, 1, 2)
 
 
 def test_big_endian_and_strided_arrays_are_written_little_endian_in_c_order(tmp_path):
     array = np.arange(12, dtype=">i4").reshape(3, 4).T
-    nf.write_matrix(tmp_path / "a.mat", array)
-    assert nf.read_matrix(tmp_path / "a.mat").tolist() == array.tolist()
+    norb_matrix.write_matrix(tmp_path / "a.mat", array)
+    assert norb_matrix.read_matrix(tmp_path / "a.mat").tolist() == array.tolist()
 
 
 @settings(max_examples=50, deadline=None)
@@ -85,8 +86,8 @@ def test_big_endian_and_strided_arrays_are_written_little_endian_in_c_order(tmp_
 def test_any_shape_survives_the_round_trip(tmp_path_factory, shape, dtype, packed):
     path = tmp_path_factory.mktemp("round") / "a.mat"
     array = np.random.default_rng(1).integers(0, 256, shape).astype(dtype)
-    nf.write_matrix(path, array)
-    matrix = nf.read_matrix(compress(path) if packed else path)
+    norb_matrix.write_matrix(path, array)
+    matrix = norb_matrix.read_matrix(compress(path) if packed else path)
     assert matrix.dtype == dtype
     np.testing.assert_array_equal(matrix, array)
 
@@ -94,36 +95,36 @@ def test_any_shape_survives_the_round_trip(tmp_path_factory, shape, dtype, packe
 def test_writer_takes_rows_in_any_order_and_shows_the_file_only_when_whole(tmp_path):
     path = tmp_path / "a.mat"
     array = np.arange(20, dtype=np.int32).reshape(5, 4)
-    with nf.MatrixWriter(path, array.shape, array.dtype) as writer:
+    with norb_matrix.MatrixWriter(path, array.shape, array.dtype) as writer:
         writer.write(3, array[3:])
         writer.write(0, array[:2])
         assert not path.exists()
         writer.write(2, array[2:3])
-    assert nf.read_matrix(path).tolist() == array.tolist()
+    assert norb_matrix.read_matrix(path).tolist() == array.tolist()
     assert os.listdir(tmp_path) == ["a.mat"]
 
 
 def test_writer_leaves_the_old_file_and_nothing_else_after_an_error(tmp_path):
     path = tmp_path / "a.mat"
-    nf.write_matrix(path, np.zeros(3, np.int32))
-    with pytest.raises(RuntimeError), nf.MatrixWriter(path, [3], np.int32) as writer:
+    norb_matrix.write_matrix(path, np.zeros(3, np.int32))
+    with pytest.raises(RuntimeError), norb_matrix.MatrixWriter(path, [3], np.int32) as writer:
         writer.write(0, np.ones(3, np.int32))
         raise RuntimeError
-    assert nf.read_matrix(path).tolist() == [0, 0, 0]
+    assert norb_matrix.read_matrix(path).tolist() == [0, 0, 0]
     assert os.listdir(tmp_path) == ["a.mat"]
 
 
 def test_writer_overwrites_what_a_killed_run_left(tmp_path):
     (tmp_path / "a.mat.tmp").write_bytes(bytes(1000))
-    nf.write_matrix(tmp_path / "a.mat", np.ones(3, np.int32))
-    assert nf.read_matrix(tmp_path / "a.mat").tolist() == [1, 1, 1]
+    norb_matrix.write_matrix(tmp_path / "a.mat", np.ones(3, np.int32))
+    assert norb_matrix.read_matrix(tmp_path / "a.mat").tolist() == [1, 1, 1]
     assert os.listdir(tmp_path) == ["a.mat"]
 
 
 def test_writer_refuses_to_finish_with_rows_missing(tmp_path):
     with (
         pytest.raises(ValueError, match="row 1 was never written"),
-        nf.MatrixWriter(tmp_path / "a.mat", [3], np.int32) as writer,
+        norb_matrix.MatrixWriter(tmp_path / "a.mat", [3], np.int32) as writer,
     ):
         writer.write(0, np.ones(1, np.int32))
         writer.write(2, np.ones(1, np.int32))
@@ -132,12 +133,15 @@ def test_writer_refuses_to_finish_with_rows_missing(tmp_path):
 
 def test_second_writer_of_one_file_wins_whole_and_the_first_is_told(tmp_path):
     path = tmp_path / "a.mat"
-    with pytest.raises(UserError, match=r"a\.mat: another process"), nf.MatrixWriter(path, [2], np.int32) as first:
+    with (
+        pytest.raises(UserError, match=r"a\.mat: another process"),
+        norb_matrix.MatrixWriter(path, [2], np.int32) as first,
+    ):
         first.write(0, np.ones(2, np.int32))
-        second = nf.MatrixWriter(path, [2], np.int32).__enter__()
+        second = norb_matrix.MatrixWriter(path, [2], np.int32).__enter__()
         second.write(0, np.full(2, 2, np.int32))
     second.__exit__(None, None, None)
-    assert nf.read_matrix(path).tolist() == [2, 2]
+    assert norb_matrix.read_matrix(path).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,10 @@ def test_second_writer_of_one_file_wins_whole_and_the_first_is_told(tmp_path):
     ],
 )
 def test_writer_refuses_rows_that_do_not_fit(tmp_path, start_row, rows, words):
-    with pytest.raises(ValueError, match=words), nf.MatrixWriter(tmp_path / "a.mat", [5, 3], np.int32) as writer:
+    with (
+        pytest.raises(ValueError, match=words),
+        norb_matrix.MatrixWriter(tmp_path / "a.mat", [5, 3], np.int32) as writer,
+    ):
         writer.write(start_row, rows)
 
 
@@ -159,13 +166,13 @@ def test_writer_refuses_rows_that_do_not_fit(tmp_path, start_row, rows, words):
 )
 def test_arrays_the_format_cannot_hold_are_refused(tmp_path, array):
     with pytest.raises(ValueError):
-        nf.write_matrix(tmp_path / "a.mat", array)
+        norb_matrix.write_matrix(tmp_path / "a.mat", array)
     assert os.listdir(tmp_path) == []
 
 
 def test_writing_into_a_missing_directory_names_the_file(tmp_path):
     with pytest.raises(UserError) as caught:
-        nf.write_matrix(tmp_path / "nowhere" / "a.mat", np.zeros(3, np.int32))
+        norb_matrix.write_matrix(tmp_path / "nowhere" / "a.mat", np.zeros(3, np.int32))
     assert_one_line_naming(caught.value, "a.mat", "No such file or directory")
 
 
@@ -173,12 +180,13 @@ FULL_DISK = """
 import resource, sys
 import numpy as np
 from caps_tf.data import norb_format as nf
+from caps_tf.data import norb_matrix
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     if sys.argv[1].endswith(".gz"):
-        nf.read_matrix(sys.argv[1])
+        norb_matrix.read_matrix(sys.argv[1])
     else:
-        nf.write_matrix(sys.argv[1], np.zeros(100_000, np.uint8))
+        norb_matrix.write_matrix(sys.argv[1], np.zeros(100_000, np.uint8))
 except nf.UserError as error:
     print(error)
 """
@@ -201,8 +209,8 @@ def test_full_disk_is_one_error_that_names_the_file_and_leaves_nothing(tmp_path,
 
 
 def test_reading_maps_the_file_and_cannot_change_it(tmp_path):
-    nf.write_matrix(tmp_path / "a.mat", np.zeros([3, 2], np.uint8))
-    matrix = nf.read_matrix(str(tmp_path / "a.mat"))
+    norb_matrix.write_matrix(tmp_path / "a.mat", np.zeros([3, 2], np.uint8))
+    matrix = norb_matrix.read_matrix(str(tmp_path / "a.mat"))
     assert isinstance(matrix, np.memmap)
     with pytest.raises(ValueError):
         matrix[0] = 1
@@ -210,7 +218,7 @@ def test_reading_maps_the_file_and_cannot_change_it(tmp_path):
 
 MEMORY_PROBE = """
 import resource, sys
-from caps_tf.data.norb_format import read_matrix
+from caps_tf.data.norb_matrix import read_matrix
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 matrix = read_matrix(sys.argv[1])
 print(matrix.shape[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "tensorflow" in sys.modules)
@@ -238,7 +246,7 @@ def test_gz_in_a_directory_that_cannot_be_written_is_decompressed_elsewhere():
     # Nobody, not even root, can make a file in /proc/self; nothing there is gzipped, so getting as far as reading
     # it shows that the temporary file went elsewhere.
     with pytest.raises(UserError, match="damaged gzip file"):
-        nf._decompress(Path("/proc/self/stat"))
+        norb_matrix.decompressed(Path("/proc/self/stat"))
 
 
 GOOD = struct.pack("<Ii3i4i", 0x1E3D4C54, 1, 4, 1, 1, 0, 1, 2, 3)
@@ -280,7 +288,7 @@ GOOD = struct.pack("<Ii3i4i", 0x1E3D4C54, 1, 4, 1, 1, 0, 1, 2, 3)
 def test_damaged_file_is_one_error_that_names_it(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as caught:
-        nf.read_matrix(tmp_path / name)
+        norb_matrix.read_matrix(tmp_path / name)
     assert_one_line_naming(caught.value, name, *words)
     assert os.listdir(tmp_path) == [name]
 
@@ -293,7 +301,7 @@ def test_any_one_changed_byte_is_read_or_one_clear_error(tmp_path_factory, posit
     path = tmp_path_factory.mktemp("byte") / ("a.mat.gz" if packed else "a.mat")
     path.write_bytes(data)
     try:
-        assert nf.read_matrix(path).nbytes == 16
+        assert norb_matrix.read_matrix(path).nbytes == 16
     except UserError as error:
         assert_one_line_naming(error, path.name)
 
@@ -301,7 +309,7 @@ def test_any_one_changed_byte_is_read_or_one_clear_error(tmp_path_factory, posit
 @pytest.mark.parametrize("name", ["missing.mat", "missing.mat.gz"])
 def test_missing_file_is_one_error_that_names_it(tmp_path, name):
     with pytest.raises(UserError) as caught:
-        nf.read_matrix(tmp_path / name)
+        norb_matrix.read_matrix(tmp_path / name)
     assert_one_line_naming(caught.value, name, "no such file")
 
 
@@ -309,7 +317,7 @@ def test_missing_file_is_one_error_that_names_it(tmp_path, name):
 def test_directory_in_place_of_a_file_is_one_error_that_names_it(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(UserError) as caught:
-        nf.read_matrix(tmp_path / name)
+        norb_matrix.read_matrix(tmp_path / name)
     assert_one_line_naming(caught.value, name, "cannot be read")
 
 
@@ -419,7 +427,7 @@ def categories(row: int, value: int) -> Callable[[nf.NorbSplit], np.ndarray]:
 def test_split_with_a_wrong_file_is_one_error_that_names_it(tmp_path, kind, change, words):
     split = write_split(tmp_path)
     path = tmp_path / f"{PREFIX}-training-{kind}.mat"
-    nf.write_matrix(path, change(split))
+    norb_matrix.write_matrix(path, change(split))
     with pytest.raises(UserError) as caught:
         nf.read_split(tmp_path, "training")
     assert_one_line_naming(caught.value, path.name, *words)

@@ -161,10 +161,10 @@ def test_whole_numbers_stand_for_floats_and_the_table_about_is_typed(tmp_path):
 )
 def test_a_wrong_file_is_named_with_what_is_wrong_in_one_line(tmp_path, text, words):
     path = write(tmp_path, text)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refused:
         read_preset(path)
     for word in (str(path), *words):
-        assert word in str(told.value)
+        assert word in str(refused.value)
 
 
 def test_a_file_that_is_missing_or_not_text_is_named(tmp_path):

@@ -14,7 +14,7 @@ import trimesh
 from scipy.ndimage import binary_dilation
 from scipy.spatial import ConvexHull
 
-from caps_tf.data import baselines, norb_format
+from caps_tf.data import baselines, norb_format, norb_matrix
 from caps_tf.errors import UserError
 from caps_tf.files import locked
 from caps_tf.rendering import norb, solids
@@ -178,8 +178,8 @@ def test_the_full_grid_has_the_official_labels(tmp_path):
     grid = norb.Grid()
     assert grid.pairs_per_split == 24300
     category, info = norb_format.grid_info(grid.instances("testing"), grid.elevations, grid.azimuths, grid.lightings)
-    norb_format.write_matrix(tmp_path / "cat", category)
-    norb_format.write_matrix(tmp_path / "info", info)
+    norb_matrix.write_matrix(tmp_path / "cat", category)
+    norb_matrix.write_matrix(tmp_path / "info", info)
     assert digests(tmp_path) == {
         "cat": "591ed90c090cb6724593e8de28180bd602095ee8ec82bd1a5ca30b488cd1d06e",
         "info": "318f817236b7c97af03cd90e07a9cbb4346e20ef83a1118a61eeb50e3b96db7e",

@@ -17,7 +17,7 @@ def nearest_neighbours(
     Args:
         train: uint8 [n, d].
         test: uint8 [m, d].
-        report: is told how many more of the n x m distances are done.
+        report: called with how many more of the n x m distances are done.
 
     Returns:
         Row numbers int64 [m].

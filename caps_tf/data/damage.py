@@ -27,7 +27,7 @@ def _image_complaints(dataset: ImageDataset | SentenceDataset) -> Iterator[str]:
         try:
             decode(path.read_bytes())
         except (OSError, tf.errors.OpError, ValueError) as error:
-            yield f"{path}: cannot be decoded ({_reason(error)}): mend or remove it"
+            yield f"{path}: cannot be decoded ({_reason(error)}): fix or remove it"
 
 
 def _complaints(dataset: ImageDataset | SentenceDataset) -> Iterator[str]:

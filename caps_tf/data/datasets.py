@@ -28,7 +28,7 @@ class ImageDataset:
 
     Attributes:
         name: as TensorFlow Datasets knows it; a folder's own name for an image folder.
-        class_names: one a class, in the order of the labels.
+        class_names: one per class, in the order of the labels.
         image_shape: (h, w, c) of one view; h and w are None where images differ in size.
         num_train, num_test: records; a stereo pair is one record.
         test_split: the split that `num_test` counts: "test", or "validation" in data sets whose test labels are
@@ -63,8 +63,8 @@ class SentenceDataset:
 
     Attributes:
         name: as TensorFlow Datasets knows it.
-        class_names: one a class, in the order of the labels.
-        depth, width: embeddings a token, one a layer of the encoder, and numbers in each.
+        class_names: one per class, in the order of the labels.
+        depth, width: embeddings per token, one for each layer of the encoder, and numbers in each.
         num_train, num_validation, num_test: records; there may be no validation split.
         record_bytes: average size of an undecoded record.
         builder: reads the records.
@@ -193,7 +193,7 @@ def image_paths(directory: Path) -> list[Path]:
 
 
 def _open_image_folder(directory: Path) -> ImageDataset | SentenceDataset:
-    """Looks at the header of every image, so that what cannot be trained on is told before training."""
+    """Looks at the header of every image, so that what cannot be trained on is reported before training."""
     first: tuple[Path, tuple[int, int]] | None = None
     same_size, colour, num_bytes, count = True, False, 0, 0
     trained: set[str] = set()
@@ -203,7 +203,7 @@ def _open_image_folder(directory: Path) -> ImageDataset | SentenceDataset:
             with Image.open(path) as image:
                 size, mode, kind = image.size, image.mode, image.format
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
-            raise UserError(f"{path}: cannot be read as an image: {error}: mend or remove it") from None
+            raise UserError(f"{path}: cannot be read as an image: {error}: fix or remove it") from None
         if kind not in ("PNG", "JPEG"):
             raise UserError(f"{path}: is {kind} under the name of another format: convert or remove it")
         (trained if path.parts[-3] == "train" else tested).add(path.parts[-2])

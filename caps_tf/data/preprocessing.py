@@ -42,7 +42,7 @@ class Preprocessing:
         flip: in training, every other image on average is mirrored from left to right.
         normalize: "image" subtracts the mean of the uncropped image and divides by its standard deviation; "channel"
             does so with `channel_mean` and `channel_std`; "none" leaves values between 0 and 1.
-        channel_mean: of values between 0 and 1, one a channel or one for all; by default CIFAR-10's.
+        channel_mean: of values between 0 and 1, one per channel or one for all; by default CIFAR-10's.
         channel_std: their standard deviations.
         max_brightness_delta: in training, a number between -delta and delta is added; 0 for none.
         contrast: in training, the distance to each channel's mean is multiplied by a number in this range; (1, 1) for
@@ -93,7 +93,7 @@ class Preprocessing:
             if len(getattr(self, name)) not in (1, channels):
                 raise UserError(
                     f"{dataset.name}: {name} has {len(getattr(self, name))} numbers for {channels} channels: "
-                    "give one a channel, or one for all"
+                    "give one per channel, or one for all"
                 )
         height, width = self.resize or (height, width)
         if height is None or width is None:

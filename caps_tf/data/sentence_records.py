@@ -31,7 +31,7 @@ def read_labelled_text(path: str | os.PathLike[str]) -> tuple[list[str], list[st
     """Reads a text file (UTF-8) of labelled sentences, "label text" a line; blank lines are left out.
 
     Returns:
-        Labels and texts, one a sentence.
+        Labels and texts, one of each per sentence.
 
     Raises:
         UserError: the file cannot be read, holds no sentence, or a line has no text.

@@ -23,7 +23,7 @@ class TextEncoder(Protocol):
     """Turns sentences into token embeddings.
 
     Attributes:
-        depth: embeddings a token, one a layer, the lookup table's first.
+        depth: embeddings per token, one for each layer, the lookup table's first.
         width: numbers in an embedding.
     """
 
@@ -53,7 +53,7 @@ def open_encoder(name: str) -> TextEncoder:
               transformers and torch; depth is its layers and 1;
             - a Keras model file (.keras) from token numbers int32 [b, tokens], and if it has a second input their
               mask int32 [b, tokens], to embeddings [b, tokens, width] or [b, tokens, depth, width], or to a list of
-              the former, one a layer. Its tokens are described by a file beside it, <model>.tokenizer.json (of the
+              the former, one for each layer. Its tokens are described by a file beside it, <model>.tokenizer.json (of the
               package tokenizers) or <model>.vocabulary.txt: a token a line, first the end-of-text token, second the
               one for unknown words; sentences are then lower-cased and split at white space.
 

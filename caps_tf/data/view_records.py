@@ -110,20 +110,22 @@ def _compile(pattern: str) -> re.Pattern:
     return matcher
 
 
-def _view(path: str, told: Mapping[str, str | None]) -> View:
+def _view(path: str, groups: Mapping[str, str | None]) -> View:
     def number(name: str) -> int:
-        text = told.get(name)
+        text = groups.get(name)
         try:
             return 0 if text is None else int(text)
         except ValueError:
             raise UserError(f"{path}: {name} {text!r} is not a whole number: change `pattern`") from None
 
-    if not told["category"] or not told["object"]:
+    if not groups["category"] or not groups["object"]:
         raise UserError(f"{path}: the pattern finds no category or no object in it: change `pattern`")
-    elevation = 90 - number("polar") if "polar" in told else number("elevation")
+    elevation = 90 - number("polar") if "polar" in groups else number("elevation")
     if not -90 <= elevation <= 90:
         raise UserError(f"{path}: elevation {elevation} is not within -90 and 90 degrees: change `pattern`")
-    return View(path, told["category"], _plain(told["object"]), elevation, number("azimuth") % 360, number("lighting"))
+    return View(
+        path, groups["category"], _plain(groups["object"]), elevation, number("azimuth") % 360, number("lighting")
+    )
 
 
 def _plain(name: str) -> str:
@@ -249,7 +251,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
     except (OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read as an image: {error}: mend or remove it") from None
+        raise UserError(f"{path}: cannot be read as an image: {error}: fix or remove it") from None
     if image.mode.startswith(("I", "F")):
         raise UserError(f"{path}: has more than 8 bits a channel: convert it to 8")
     return image
@@ -342,7 +344,7 @@ class ViewRecords:
             try:
                 image = image.convert("L" if channels == 1 else "RGB")
             except (OSError, SyntaxError, ValueError) as error:
-                raise UserError(f"{path}: cannot be decoded: {error}: mend or remove it") from None
+                raise UserError(f"{path}: cannot be decoded: {error}: fix or remove it") from None
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased where it shrinks
             return np.asarray(image)

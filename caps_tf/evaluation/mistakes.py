@@ -75,13 +75,13 @@ def _displayable(image: np.ndarray) -> np.ndarray:
 
 def _describe(predictions: Predictions, example: int) -> str:
     """One or two short lines on where an example stands in the data set."""
-    lines = (
+    forms = (
         {"instance": "toy {}", "lighting": "light {}", "view": "{}"},
         {"elevation": "el {}°", "azimuth": "az {}°"},
     )
     known = predictions.factors
-    told = [
-        [text.format(factor_label(name, known[name][example])) for name, text in line.items() if name in known]
-        for line in lines
+    lines = [
+        [text.format(factor_label(name, known[name][example])) for name, text in form.items() if name in known]
+        for form in forms
     ]
-    return "\n".join(" · ".join(line) for line in told if line)
+    return "\n".join(" · ".join(line) for line in lines if line)

@@ -47,7 +47,7 @@ def write_report(
         images: part name -> its images, as `mistakes.worst_mistakes` takes them; parts without images have no
             figure of mistakes.
         title: of the page.
-        details: JSON values told at the top of the page and in report.json (data set, network, checkpoint, ...).
+        details: JSON values shown at the top of the page and in report.json (data set, network, checkpoint, ...).
 
     Returns:
         name -> path of every file written: "json", "html", and the figures "learning_curves", "confusion",

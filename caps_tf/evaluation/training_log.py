@@ -47,7 +47,7 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
             records.append(_parse(line))
         except ValueError as error:
             if number < unfinished:
-                raise UserError(f"{path}, line {number}: {error}: mend or remove the line") from error
+                raise UserError(f"{path}, line {number}: {error}: fix or remove the line") from error
     return _without_repeated_steps(records)
 
 

@@ -106,8 +106,8 @@ def _name(parameters: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) ->
         return preset
     same = [other for other in others if other["network"] == parameters["network"]]
     differing = [key for key in parameters if any(other.get(key) != parameters[key] for other in same)]
-    told = ", ".join(f"{key}={parameters[key]}" for key in differing)
-    return f"{parameters['network']} ({told})" if told else parameters["network"]
+    values = ", ".join(f"{key}={parameters[key]}" for key in differing)
+    return f"{parameters['network']} ({values})" if values else parameters["network"]
 
 
 def _reports(run: PathLike) -> list[dict[str, Any]]:
@@ -181,7 +181,7 @@ def comparison_table(networks: Mapping[str, Sequence[Run]], familiar: float | No
     """A Markdown table of each network's last checkpoints, and of the moment at which familiar accuracy is matched.
 
     Args:
-        networks: name -> its runs; of several, means are told with the standard deviation between runs.
+        networks: name -> its runs; of several, means are given with the standard deviation between runs.
         familiar: accuracy to match; by default the highest that all runs reach.
 
     Example:

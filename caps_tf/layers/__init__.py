@@ -2,10 +2,10 @@
 
 from caps_tf.layers.attention_capsules import (
     AttentionCapsules,
-    AttentionClassCapsules,
     AttentionConvCapsules,
     AttentionDenseCapsules,
 )
+from caps_tf.layers.attention_class_capsules import AttentionClassCapsules
 from caps_tf.layers.capsule_layer import CapsuleLayer, CountedLayer, LayerCost, RoutingLayer
 from caps_tf.layers.capsule_stack import CapsuleStack
 from caps_tf.layers.em_capsules import EMCapsules, EMClassCapsules, EMConvCapsules

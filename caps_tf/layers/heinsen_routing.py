@@ -28,7 +28,7 @@ class HeinsenRouting(RoutingLayer):
         d_inp: columns of a child's pose.
         d_out: columns of a parent's pose.
         n_inp: number of children, or None for any number.
-        n_out: number of parents, or None: as many as `call` is told, by default as many as there are children.
+        n_out: number of parents, or None: as many as `call` is given, by default as many as there are children.
         iterations: routing iterations; the published module's name for it, `n_iters`, is understood too.
         single_beta: whether ignoring a child's data costs what using them would yield (beta_ign = beta_use).
         p_model: "gaussian", or "skm" for soft k-means.

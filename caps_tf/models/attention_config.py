@@ -64,7 +64,7 @@ def load_attention_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: give a JSON file, or one of {', '.join(PUBLISHED)}") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}): mend it; cifar10 and cifar100 are examples") from None
+        raise UserError(f"{path}: not JSON ({error}): fix it; cifar10 and cifar100 are examples") from None
     check_attention_config(config, str(path))
     return config
 

@@ -76,7 +76,7 @@ class TokenScores(keras.layers.Layer):
     whose sigmoids are 0 and 1 to the last digit, so that gradients stay finite too.
 
     Args:
-        depth: embeddings a token.
+        depth: embeddings per token.
         **kwargs: `keras.layers.Layer` arguments.
 
     Call arguments:
@@ -127,7 +127,7 @@ def heinsen_sst(
     classes and 140,480 for five.
 
     Args:
-        depth: embeddings a token, one for each layer of the language model (d_depth in the published code).
+        depth: embeddings per token, one for each layer of the language model (d_depth in the published code).
         width: numbers in an embedding (d_emb).
         num_classes: number of classes, at least 2.
         features: numbers in the pose of a capsule that is read from an embedding, a row vector (d_inp).

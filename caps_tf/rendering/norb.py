@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caps_tf.data import norb_format
+from caps_tf.data import norb_format, norb_matrix
 from caps_tf.data.processes import IN_USE, explained, process_map
 from caps_tf.errors import UserError
 from caps_tf.files import check_space, locked
@@ -194,14 +194,14 @@ def _render(directory: Path, grid: Grid, splits: list[str], seed: int, num_proce
             tasks = [(instance, azimuth) for instance in instances for azimuth in grid.azimuths]
             blocks = map_in_order(functools.partial(_block, grid, seed), tasks)
             shape = (grid.pairs_per_split, 2, grid.image_size, grid.image_size)
-            with norb_format.MatrixWriter(paths["dat"], shape, np.uint8) as writer:
+            with norb_matrix.MatrixWriter(paths["dat"], shape, np.uint8) as writer:
                 for (instance, azimuth), block in zip(tasks, blocks):
                     for elevation, rows in zip(grid.elevations, block):
                         key = (info[:, :3] == (instance, elevation, azimuth)).all(axis=1)
                         writer.write(int(key.argmax()), rows)
                         progress.update(len(rows))
-            norb_format.write_matrix(paths["cat"], category)
-            norb_format.write_matrix(paths["info"], info)
+            norb_matrix.write_matrix(paths["cat"], category)
+            norb_matrix.write_matrix(paths["info"], info)
 
 
 def _block(grid: Grid, seed: int, task: tuple[int, int]) -> np.ndarray:

@@ -92,7 +92,7 @@ class RunConfig:
         NORMALIZATIONS,
     )
     channel_mean: str = _option(
-        "0.4914,0.4822,0.4465", "data", "of values from 0 to 1, one a channel or one for all; default CIFAR-10's"
+        "0.4914,0.4822,0.4465", "data", "of values from 0 to 1, one per channel or one for all; default CIFAR-10's"
     )
     channel_std: str = _option("0.2023,0.1994,0.2010", "data", "standard deviations that go with channel_mean")
     mixup: float = _option(

@@ -11,7 +11,7 @@ SLURM_PORTS = 20_000
 """The first of 20,000 ports, from which the number of the job chooses."""
 
 MOST_TASKS = 1024
-"""Tasks of one host that are told apart."""
+"""Tasks of one host that are distinguished."""
 
 
 def make_strategy(num_devices: int, cluster: str = "tf_config") -> tf.distribute.Strategy:

@@ -1,4 +1,4 @@
-"""What goes wrong below a run, in TensorFlow, told as what a user can do about it."""
+"""What goes wrong below a run, in TensorFlow, and what a user can do about it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: TensorBoard, a JSON-lines log, and a line of progress."""
+"""What a run reports while it trains: TensorBoard, a JSON-lines log, and a line of progress."""
 
 import contextlib
 import json
@@ -71,9 +71,9 @@ class TrainingLog:
     def progress(self, step: int, epoch: str, images_per_second: float, seconds_per_step: float, **values: str) -> None:
         """Prints one line with the rate and the time left."""
         left = format_duration((self._total_steps - step) * seconds_per_step)
-        told = "  ".join(f"{name} {value}" for name, value in values.items())
+        shown = "  ".join(f"{name} {value}" for name, value in values.items())
         self.say(
-            f"epoch {epoch}  step {step}/{self._total_steps}  {told}  {images_per_second:.0f} images/s  {left} left"
+            f"epoch {epoch}  step {step}/{self._total_steps}  {shown}  {images_per_second:.0f} images/s  {left} left"
         )
 
     def say(self, text: str) -> None:
@@ -88,7 +88,7 @@ class TrainingLog:
                 self._summaries.flush()
 
     def close(self) -> None:
-        """Closes the files. What cannot be flushed any more is lost: what went wrong was told before."""
+        """Closes the files. What cannot be flushed any more is lost: what went wrong was reported before."""
         if self._writes:
             with contextlib.suppress(OSError, tf.errors.OpError):
                 self._summaries.close()

@@ -34,7 +34,7 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: {error.strerror}: give a directory that train_val.py wrote, or a params.json"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}): mend it, or train anew") from None
+        raise UserError(f"{path}: not JSON ({error}): fix it, or train anew") from None
     if not isinstance(params, dict):
         raise UserError(f"{path}: expected an object of parameters, not {type(params).__name__}")
     params = current_names(params)
@@ -44,7 +44,7 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return whole_numbers_as_floats(params)
     except OverflowError:
-        raise UserError(f"{path}: holds a number that is too large: mend it, or train anew") from None
+        raise UserError(f"{path}: holds a number that is too large: fix it, or train anew") from None
 
 
 def current_names(params: Mapping[str, Any]) -> dict[str, Any]:

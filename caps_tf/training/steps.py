@@ -121,7 +121,7 @@ class Scored(NamedTuple):
     Attributes:
         outputs: the model's outputs; scores [n, classes] come first.
         losses: [n].
-        batch: what the input pipeline told of the examples (label, azimuth, ...), without the model's inputs.
+        batch: what the input pipeline knows of the examples (label, azimuth, ...), without the model's inputs.
         stop: whether any process asked to stop before this batch.
     """
 
@@ -179,12 +179,12 @@ def make_scorer(
     def score(batches: tf.data.Dataset, margin: float) -> Iterator[Scored]:
         for batch in distribute(strategy, batches):
             stop = tf.constant(float(stop_requested()))
-            outputs, losses, told, stop = step(batch, tf.constant(margin, tf.float32), stop)
-            real = on_host(told["weight"]) > 0
+            outputs, losses, known, stop = step(batch, tf.constant(margin, tf.float32), stop)
+            real = on_host(known["weight"]) > 0
             yield Scored(
                 [on_host(output)[real] for output in outputs],
                 on_host(losses)[real],
-                {name: on_host(value)[real] for name, value in told.items()},
+                {name: on_host(value)[real] for name, value in known.items()},
                 bool(strategy.experimental_local_results(stop)[0].numpy() > 0),
             )
 

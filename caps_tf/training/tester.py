@@ -72,15 +72,15 @@ class Tester:
                 scored.append(each)
                 progress.update(len(each.losses))
         outputs = [np.concatenate(output) for output in zip(*(each.outputs for each in scored), strict=True)]
-        told = _concatenate(each.batch for each in scored)
+        known = _concatenate(each.batch for each in scored)
         return Predictions(
             scores=outputs[0],
-            label=told["label"],
+            label=known["label"],
             loss=float(np.concatenate([each.losses for each in scored]).mean()),
             class_names=self._class_names,
-            factors={factor: values for factor, values in told.items() if factor not in NOT_FACTORS},
+            factors={factor: values for factor, values in known.items() if factor not in NOT_FACTORS},
             poses=outputs[1].reshape(*outputs[1].shape[:2], -1) if len(outputs) > 1 else None,
-            ids=told["id"].astype(str) if "id" in told else None,
+            ids=known["id"].astype(str) if "id" in known else None,
         )
 
 
