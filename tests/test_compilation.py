@@ -6,8 +6,8 @@ import tensorflow as tf
 from caps_tf import models
 from caps_tf.layers import HeinsenRouting
 from caps_tf.training.compilation import split_at_routing
-from caps_tf.training.factories import cross_entropy
-from caps_tf.training.steps import make_train_step
+from caps_tf.training.factories import capsule_outputs, cross_entropy
+from caps_tf.training.steps import make_train_step, model_inputs
 
 NETWORKS = {
     "matrix_capsules": lambda: models.matrix_capsules((20, 24, 1), 3, A=4, B=2, C=3, D=3, weight_reg=0.01),
@@ -65,6 +65,17 @@ def test_a_network_can_be_cut_many_times_and_is_still_saved_whole(tmp_path):
     again = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(capsules(features(images)), again(images), rtol=1e-5, atol=1e-7)
     assert {layer.name for layer in again.layers} == {layer.name for layer in model.layers}
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "cnn_baseline"])
+def test_capsules_that_routing_reads_may_be_outputs_too(name):
+    model = NETWORKS[name]()
+    watched = [tensor for capsules in capsule_outputs(model).values() for tensor in capsules]
+    watching = keras.Model(model.input, [model.output, *watched])
+    features, capsules = split_at_routing(watching)
+    inputs = model_inputs(model, random_batch(model))
+    for found, wanted in zip(capsules(features(inputs)), watching(inputs), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_features_that_go_around_the_routing_are_not_lost():

@@ -46,9 +46,18 @@ def split_at_routing(model: keras.Model) -> Halves:
             routed += keras.tree.flatten(layer.output)
     if routed:
         read += [tensor for tensor in outputs if not _is_among(tensor, routed + read)]
-        return Halves(keras.Model(model.input, read), keras.Model(read, model.output))
+        # Keras wants something between a model's input and its output, and each output once.
+        distinct: list[keras.KerasTensor] = []
+        for tensor in outputs:
+            distinct.append(tensor if _is_among(tensor, routed) and not _is_among(tensor, distinct) else _same(tensor))
+        capsules = keras.Model(read, keras.tree.pack_sequence_as(model.output, distinct))
+        return Halves(keras.Model(model.input, read), capsules)
     same = [keras.Input(batch_shape=output.shape, dtype=output.dtype) for output in outputs]
     return Halves(keras.Model(model.input, outputs), keras.Model(same, keras.tree.pack_sequence_as(model.output, same)))
+
+
+def _same(tensor: keras.KerasTensor) -> keras.KerasTensor:
+    return keras.layers.Identity(dtype=tensor.dtype)(tensor)
 
 
 def _is_among(tensor: keras.KerasTensor, others: list[keras.KerasTensor]) -> bool:
