@@ -17,18 +17,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import tensorflow as tf
 
-from caps_tf import models
 from caps_tf.layers import HeinsenRouting, HeinsenVectorRouting
+from tests.networks import tiny
 
 KEPT = Path(__file__).parent / "golden" / "program_costs.json"
 BATCH = 4
-
-ATTENTION = {
-    "backbone": {"output_dim": 4, "kernel_size": 3, "stride": 2, "padding": 1},
-    "primary_capsules": {"num_caps": 3, "caps_dim": 4, "kernel_size": 1, "stride": 1, "padding": 0},
-    "capsules": [{"type": "CONV", "num_caps": 3, "caps_dim": 4, "kernel_size": 3, "stride": 1, "matrix_pose": True}],
-    "class_capsules": {"caps_dim": 4, "matrix_pose": True},
-}
 
 
 def heinsen_routing():
@@ -43,13 +36,13 @@ def vector_routing():
 
 def attention(sequential):
     # Votes of one image at a time, so that the loop over images is counted too.
-    return models.attention_capsules((8, 8, 1), 5, ATTENTION, "simple", 3, sequential, votes_at_a_time=1)
+    return tiny("attention", num_classes=5, iterations=3, sequential_routing=sequential, votes_at_a_time=1)
 
 
 NETWORKS = {
-    "matrix_capsules": lambda: models.matrix_capsules((20, 24, 1), 3, A=4, B=2, C=3, D=3, iterations=3),
-    "heinsen_norb": lambda: models.heinsen_norb((29, 33, 2), 3, channels=4, parts=5),
-    "heinsen_sst": lambda: models.heinsen_sst(depth=3, width=8, num_classes=2, features=6, parts=5),
+    "matrix_capsules": lambda: tiny("matrix_capsules", iterations=3),
+    "heinsen_norb": lambda: tiny("heinsen_norb"),
+    "heinsen_sst": lambda: tiny("heinsen_sst", num_classes=2),
     "attention_concurrent": lambda: attention(False),
     "attention_sequential": lambda: attention(True),
     "heinsen_routing": heinsen_routing,

@@ -10,11 +10,16 @@ import tensorflow as tf
 from tests.small_norb import SMALL_DATA, TINY, run_script
 
 
-def train(storage, name, *flags, **options):
-    """Trains a new run; returns its directory."""
-    small = SMALL_DATA if any(flag.startswith("--network=") for flag in flags) else TINY
-    process = run_script("train_val.py", *small, f"--storage={storage}", f"--name={name}", *flags, **options)
+def start_training(*flags, **options):
+    """Trains a new run with these flags; returns its directory."""
+    process = run_script("train_val.py", *flags, **options)
     return Path(re.search(r"^trained: (.*)$", process.stdout, re.MULTILINE).group(1))
+
+
+def train(storage, name, *flags, **options):
+    """Trains a new run on the small data set; returns its directory."""
+    small = SMALL_DATA if any(flag.startswith("--network=") for flag in flags) else TINY
+    return start_training(*small, f"--storage={storage}", f"--name={name}", *flags, **options)
 
 
 def weights(run_directory, checkpoint=None):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from caps_tf.data import norb_format, norb_matrix
+from caps_tf.networks import NETWORKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,7 +18,8 @@ SMALL_DATA = (
     *("--dataset=smallNORB", "--image_size=17", "--resize=0", "--val_instances=9", "--batch_size=32"),
     *("--jit_compile=off", "--log_every=5", "--margin_steps=5"),
 )
-TINY = (*SMALL_DATA, "--A=4", "--B=2", "--C=3", "--D=3")
+SMALL_CAPSULES = tuple(f"--{flag}={value}" for flag, value in NETWORKS["matrix_capsules"].smallest.items())
+TINY = (*SMALL_DATA, *SMALL_CAPSULES)
 """The same with few matrix capsules; other networks refuse these flags."""
 
 

@@ -2,20 +2,14 @@
 
 import json
 import os
-import re
-from pathlib import Path
 
 import pytest
 
 from tests.coloured_folder import write_coloured_folder
-from tests.small_norb import SMALL_DATA, expect_one_line, run_script
+from tests.networks import ATTENTION
+from tests.runs import start_training
+from tests.small_norb import SMALL_CAPSULES, SMALL_DATA, expect_one_line, run_script
 
-CONFIG = {
-    "backbone": {"output_dim": 8, "kernel_size": 3, "stride": 2, "padding": 1},
-    "primary_capsules": {"num_caps": 4, "caps_dim": 4, "kernel_size": 1, "stride": 1, "padding": 0},
-    "capsules": [{"type": "CONV", "num_caps": 4, "caps_dim": 4, "kernel_size": 3, "stride": 2, "matrix_pose": True}],
-    "class_capsules": {"caps_dim": 4, "matrix_pose": True},
-}
 QUICK = ("--epoch=1", "--batch_size=16", "--jit_compile=off", "--log_every=2", "--val_prop=0.2")
 
 
@@ -26,25 +20,17 @@ def folder(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def config_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "small.json"
-    path.write_text(json.dumps(CONFIG))
-    return path
-
-
 def train(storage, *flags):
     """Trains a run; returns its directory and the losses of its log."""
-    process = run_script("train_val.py", f"--storage={storage}", *flags)
-    directory = Path(re.search(r"^trained: (.*)$", process.stdout, re.M).group(1))
+    directory = start_training(f"--storage={storage}", *flags)
     lines = [json.loads(line) for line in (directory / "train" / "log.jsonl").read_text().splitlines()]
     return directory, [line["loss"] for line in lines]
 
 
-def test_attention_trains_on_colour_images_in_the_published_regime_and_is_tested(folder, config_path, tmp_path):
+def test_attention_trains_on_colour_images_in_the_published_regime_and_is_tested(folder, tmp_path):
     directory, losses = train(
         tmp_path,
-        *("--network=attention", f"--dataset={folder}", f"--config_path={config_path}", "--backbone=simple"),
+        *("--network=attention", f"--dataset={folder}", f"--config_path={ATTENTION}", "--backbone=simple"),
         *("--num_routing=2", "--sequential_routing", "--capsule_dropout=0.1", *QUICK),
         *("--optimizer=sgd", "--lrn_rate=0.1", "--schedule=steps", "--weight_decay=5e-4"),
         *("--pad=4", "--pad_mode=zero", "--image_size=20x16", "--augment=crop_flip", "--normalize=channel"),
@@ -56,22 +42,22 @@ def test_attention_trains_on_colour_images_in_the_published_regime_and_is_tested
 
 
 def test_em_routing_trains_on_colour_images(folder, tmp_path):
-    _, losses = train(tmp_path, f"--dataset={folder}", "--resize=17", "--A=4", "--B=2", "--C=3", "--D=3", *QUICK)
+    _, losses = train(tmp_path, f"--dataset={folder}", "--resize=17", *SMALL_CAPSULES, *QUICK)
     assert all(loss < 10 for loss in losses)
 
 
-def test_attention_trains_on_norb(storage, config_path):
+def test_attention_trains_on_norb(storage):
     flags = [flag for flag in SMALL_DATA if not flag.startswith("--margin_steps")]
     _, losses = train(
-        storage, *flags, "--network=attention", f"--config_path={config_path}", "--backbone=simple", "--epoch=1"
+        storage, *flags, "--network=attention", f"--config_path={ATTENTION}", "--backbone=simple", "--epoch=1"
     )
     assert losses[0] > 0 and all(loss < 10 for loss in losses)
 
 
-def test_a_configuration_that_is_wrong_or_missing_is_one_clear_line(folder, config_path, tmp_path):
+def test_a_configuration_that_is_wrong_or_missing_is_one_clear_line(folder, tmp_path):
     flags = ("--network=attention", f"--dataset={folder}", f"--storage={tmp_path}")
     wrong = tmp_path / "wrong.json"
-    wrong.write_text(json.dumps({**CONFIG, "routing": 2}))
+    wrong.write_text(json.dumps({**json.loads(ATTENTION.read_text()), "routing": 2}))
     expect_one_line(
         run_script("train_val.py", *flags, f"--config_path={wrong}", check=False), "wrong.json", "unknown key routing"
     )
@@ -80,11 +66,11 @@ def test_a_configuration_that_is_wrong_or_missing_is_one_clear_line(folder, conf
     assert not (tmp_path / "logs").exists()
 
 
-def test_the_example_for_any_backend_trains_and_goes_on_where_it_stopped(folder, config_path, tmp_path):
+def test_the_example_for_any_backend_trains_and_goes_on_where_it_stopped(folder, tmp_path):
     def run(epochs):
         process = run_script(
             "examples/cifar10_any_backend.py",
-            *(f"--data={folder}", f"--directory={tmp_path}", f"--config={config_path}", "--backbone=simple"),
+            *(f"--data={folder}", f"--directory={tmp_path}", f"--config={ATTENTION}", "--backbone=simple"),
             *("--batch_size=16", f"--epochs={epochs}", "--rate=0.05", "--drops", "1"),
             environment={"KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow")},
         )

@@ -15,10 +15,11 @@ from caps_tf.networks import NETWORKS
 from caps_tf.training.checkpoints import Checkpoints, find_checkpoints, find_damage, list_checkpoints
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TrainingData
-from caps_tf.training.factories import make_model
 from caps_tf.training.trainer import Trainer
 from tests.killing import told_apart_from_time
+from tests.networks import tiny_run_model
 from tests.runs import assert_same_weights, weights
+from tests.small_norb import ROOT
 
 
 def make_checkpoints(directory, **options):
@@ -40,10 +41,10 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_checkpoint_holds_every_weight_of_every_network(network, tmp_path):
-    capsules = Path(__file__).parents[1] / "examples" / "attention_small.json"
-    config = RunConfig(network=network, A=8, B=2, C=3, D=3, config_path=str(capsules))
-    shapes = {"embedding": (None, 2, 8), "mask": (None,)} if network == "heinsen_sst" else {"image": (32, 32, 1)}
-    written, read = (make_model(config, shapes, num_classes=3) for _ in range(2))
+    # The residual backbone has weights that are not trained.
+    residual = {"backbone": "resnet", "config_path": str(ROOT / "examples" / "attention_small.json")}
+    options = residual if network == "attention" else {}
+    written, read = (tiny_run_model(network, **options) for _ in range(2))
     for weight in written.weights:
         weight.assign(np.random.default_rng(0).normal(size=weight.shape))
     path = tf.train.Checkpoint(model=written).write(str(tmp_path / "all"))

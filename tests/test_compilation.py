@@ -3,43 +3,31 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from caps_tf import models
 from caps_tf.layers import HeinsenRouting
+from caps_tf.networks import NETWORKS
 from caps_tf.training.compilation import split_at_routing
 from caps_tf.training.factories import capsule_outputs, cross_entropy
-from caps_tf.training.steps import make_train_step, model_inputs
-
-NETWORKS = {
-    "matrix_capsules": lambda: models.matrix_capsules((20, 24, 1), 3, A=4, B=2, C=3, D=3, weight_reg=0.01),
-    "heinsen_sst": lambda: models.heinsen_sst(depth=3, width=8, num_classes=3, features=6, parts=5, weight_reg=0.01),
-    "heinsen_norb, 1 iteration": lambda: models.heinsen_norb((29, 33, 2), 3, channels=4, parts=5, iterations=1),
-    "conv_capsules, em": lambda: models.conv_capsules((16, 20, 1), 3, convolutions="4k5s2,4s2", capsules=2),
-    "conv_capsules, attention": lambda: models.conv_capsules(
-        (16, 20, 1), 3, routing="attention", convolutions="4k5s2,4s2", capsules=2, weight_reg=0.01
-    ),
-    "conv_capsules, none": lambda: models.conv_capsules((16, 20, 1), 3, routing="none", convolutions="4k5s2,4s2"),
-    "cnn_baseline": lambda: models.cnn_baseline((8, 8, 1), 3, dropout=0.0, weight_reg=0.01),
-}
+from caps_tf.training.steps import make_train_step
+from tests.networks import inputs_of, random_batch, tiny
 
 
-def random_batch(model, examples=4, tokens=5):
-    generator = np.random.default_rng(0)
-    features = {
-        each.name: tf.constant(
-            generator.uniform(size=(examples, *(size or tokens for size in each.shape[1:]))), tf.float32
-        )
-        for each in model.inputs
-    }
-    return {**features, "label": tf.constant([0, 1, 2, 1])}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_step_of_a_network_cut_at_its_routing_is_a_step_of_the_whole_network(name):
-    model = NETWORKS[name]()
-    batch = random_batch(model)
-    inputs = {each.name: batch[each.name] for each in model.inputs}
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("matrix_capsules", {"weight_reg": 0.01}),
+        ("heinsen_sst", {"weight_reg": 0.01}),
+        ("heinsen_norb", {"iterations": 1}),
+        ("conv_capsules", {"routing": "em"}),
+        ("conv_capsules", {"routing": "attention", "weight_reg": 0.01}),
+        ("conv_capsules", {"routing": "none"}),
+        ("cnn_baseline", {"dropout": 0.0, "weight_reg": 0.01}),
+    ],
+)
+def test_a_step_of_a_network_cut_at_its_routing_is_a_step_of_the_whole_network(name, arguments):
+    model = tiny(name, **arguments)
+    batch = {key: tf.constant(value) for key, value in random_batch(name, 4).items()}
     with tf.GradientTape() as tape:
-        scores = model(inputs if len(inputs) > 1 else inputs["image"], training=True)
+        scores = model(inputs_of(model, batch), training=True)
         loss = tf.reduce_mean(cross_entropy(batch["label"], scores, 0.0))
         objective = loss + sum(model.losses)
     gradients = tape.gradient(objective, model.trainable_variables)
@@ -57,23 +45,23 @@ def test_a_step_of_a_network_cut_at_its_routing_is_a_step_of_the_whole_network(n
 
 
 def test_a_network_can_be_cut_many_times_and_is_still_saved_whole(tmp_path):
-    model = NETWORKS["matrix_capsules"]()
+    model = tiny("matrix_capsules")
     for _ in range(2):
         features, capsules = split_at_routing(model)
-    images = random_batch(model)["image"]
+    images = random_batch("matrix_capsules", 4)["image"]
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(capsules(features(images)), again(images), rtol=1e-5, atol=1e-7)
     assert {layer.name for layer in again.layers} == {layer.name for layer in model.layers}
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "cnn_baseline"])
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.routes])
 def test_capsules_that_routing_reads_may_be_outputs_too(name):
-    model = NETWORKS[name]()
+    model = tiny(name)
     watched = [tensor for capsules in capsule_outputs(model).values() for tensor in capsules]
     watching = keras.Model(model.input, [model.output, *watched])
     features, capsules = split_at_routing(watching)
-    inputs = model_inputs(model, random_batch(model))
+    inputs = inputs_of(model, random_batch(name, 4))
     for found, wanted in zip(capsules(features(inputs)), watching(inputs), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 

@@ -25,45 +25,27 @@ from caps_tf.training.factories import capsule_outputs, make_loss, make_model
 from caps_tf.training.regime import make_optimizer
 from caps_tf.training.steps import make_train_step
 from tests.layer_checks import as_list, run_layer_test
+from tests.networks import CLASSES, input_shapes, inputs_of, random_batch, tiny_config, tiny_run_model
 
-SHAPES = {"image": {"image": (32, 32, 1)}, "embedding": {"embedding": (5, 2, 8), "mask": (5,)}}
-BATCH, CLASSES = 4, 3
+BATCH = 4
 NETWORK_FLAGS = {option.name for option in dataclasses.fields(RunConfig) if option.metadata["group"] == "network"} - {
     "network"
 }
 
 
-def config_of(name, **options):
-    return RunConfig(network=name, batch_size=BATCH, jit_compile="off", **{**NETWORKS[name].smallest, **options})
-
-
-def model_of(name, **options):
-    keras.utils.set_random_seed(0)
-    return make_model(config_of(name, **options), SHAPES[NETWORKS[name].reads], CLASSES)
-
-
-def batch_of(name):
-    rng = np.random.default_rng(0)
-    features = {key: rng.normal(size=(BATCH, *shape)) for key, shape in SHAPES[NETWORKS[name].reads].items()}
-    if "mask" in features:
-        features["mask"] = np.ones((BATCH, 5))
-    return {key: value.astype(np.float32) for key, value in features.items()}
-
-
 def scores_of(model, name):
-    features = batch_of(name)
-    return np.array(model(features if isinstance(model.input, dict) else features["image"]))
+    return np.array(model(inputs_of(model, random_batch(name, BATCH))))
 
 
 def sized(model, name):
     """The model for inputs whose sizes are all known: sentences may be of any length."""
-    inputs = {key: keras.Input(shape, name=key) for key, shape in SHAPES[NETWORKS[name].reads].items()}
-    return keras.models.clone_model(model, inputs if isinstance(model.input, dict) else inputs["image"])
+    inputs = {key: keras.Input(shape, name=key) for key, shape in input_shapes(name).items()}
+    return keras.models.clone_model(model, inputs_of(model, inputs))
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def built(request):
-    return request.param, model_of(request.param)
+    return request.param, tiny_run_model(request.param)
 
 
 def test_a_networks_model_bears_its_builders_name_and_scores_every_class(built):
@@ -109,14 +91,14 @@ def test_every_layer_with_weights_of_a_product_is_counted(built):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_network_trains_a_step_in_each_precision(precision, built):
     name, _ = built
-    config = config_of(name, precision=precision)
-    model = model_of(name, precision=precision)
+    config = tiny_config(name, batch_size=BATCH, precision=precision)
+    model = tiny_run_model(name, precision=precision)
     optimizer = make_optimizer(config, steps_per_epoch=1)
     optimizer.build(model.trainable_variables)
     before = [np.array(weight) for weight in model.trainable_weights]
     step = make_train_step(tf.distribute.get_strategy(), model, optimizer, make_loss(config), BATCH, jit_compile=False)
-    batch = {**batch_of(name), "label": np.arange(BATCH, dtype=np.int32) % CLASSES}
-    result = step({key: tf.constant(value) for key, value in batch.items()}, tf.constant(0.5), tf.constant(0.0))
+    batch = {key: tf.constant(value) for key, value in random_batch(name, BATCH).items()}
+    result = step(batch, tf.constant(0.5), tf.constant(0.0))
     assert np.isfinite(float(result.loss))
     after = [np.array(weight) for weight in model.trainable_weights]
     moved = [not np.array_equal(old, new) for old, new in zip(before, after, strict=True)]
@@ -167,7 +149,7 @@ def test_a_flags_value_reaches_the_builder_and_is_refused_where_it_does_not(name
     config = RunConfig(network=name, **values)
     given = {}
     monkeypatch.setattr(Network, "load", lambda self: lambda *shape, **arguments: given.update(arguments))
-    make_model(config, SHAPES[NETWORKS[name].reads], CLASSES)
+    make_model(config, input_shapes(name), CLASSES)
     expected = {read[flag]: value * 2**20 if flag == "votes_mib" else value for flag, value in values.items()}
     assert given == expected | {"dtype": "float32"}
     config.check_given(read)
@@ -183,12 +165,12 @@ def change_entry(monkeypatch, name, **changes):
 def test_wrong_entries_are_noticed(monkeypatch):
     """The tests above fail for what was forgotten silently before there were entries: logits, builder, routing, counts."""
     name = "conv_capsules"
-    model = model_of(name)
+    model = tiny_run_model(name)
     change_entry(monkeypatch, name, logits=False)
     with pytest.raises(AssertionError):
         test_scores_are_between_0_and_1_unless_the_entry_calls_them_logits((name, model))
     change_entry(monkeypatch, name, builder="caps_tf.models:cnn_baseline", logits=True, flags={}, smallest={})
-    another = model_of(name)
+    another = tiny_run_model(name)
     change_entry(monkeypatch, name, builder="caps_tf.models:conv_capsules")
     with pytest.raises(AssertionError):
         test_a_networks_model_bears_its_builders_name_and_scores_every_class((name, another))

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from caps_tf import models
 from caps_tf.costs import count_costs
 from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting, HeinsenVectorRouting
+from tests.networks import tiny
 
 
 def test_dense_layers_multiply_each_input_with_each_output_and_the_first_needs_no_gradient_of_its_input():
@@ -53,17 +53,9 @@ def test_vector_routing_sums_over_inputs_first():
     )
 
 
-SMALL = {
-    "backbone": {"output_dim": 4, "kernel_size": 3, "stride": 2, "padding": 1},
-    "primary_capsules": {"num_caps": 3, "caps_dim": 4, "kernel_size": 1, "stride": 1, "padding": 0},
-    "capsules": [{"type": "CONV", "num_caps": 3, "caps_dim": 4, "kernel_size": 3, "stride": 1, "matrix_pose": True}],
-    "class_capsules": {"caps_dim": 4, "matrix_pose": True},
-}
-
-
 def test_attention_routing_counts_the_steps_that_the_schedule_takes():
     def forward(iterations, sequential):
-        network = models.attention_capsules((8, 8, 1), 5, SMALL, "simple", iterations, sequential)
+        network = tiny("attention", num_classes=5, iterations=iterations, sequential_routing=sequential)
         return count_costs(network, batch=1).forward
 
     # Positions x children x parents x 4 elements of a pose: convolutional, then class capsules.
@@ -89,18 +81,18 @@ def test_attention_class_capsules_weigh_sums_over_positions_instead_of_votes():
 
 
 @pytest.mark.parametrize(
-    "network",
+    "name, arguments",
     [
-        lambda: models.conv_capsules((16, 20, 1), 3, routing="attention"),
-        lambda: models.conv_capsules((16, 20, 1), 3, routing="em"),
-        lambda: models.matrix_capsules((20, 24, 1), 3, A=4, B=2, C=3, D=3),
-        lambda: models.heinsen_norb((29, 33, 2), 3, channels=4, parts=4),
-        lambda: models.attention_capsules((8, 8, 1), 5, SMALL, iterations=3),
-        lambda: models.cnn_baseline((8, 8, 1), 3),
+        ("conv_capsules", {"routing": "attention"}),
+        ("conv_capsules", {"routing": "em"}),
+        ("matrix_capsules", {}),
+        ("heinsen_norb", {}),
+        ("attention", {"backbone": "resnet", "iterations": 3}),
+        ("cnn_baseline", {}),
     ],
 )
-def test_costs_of_whole_networks_grow_linearly_in_the_batch(network):
-    model = network()
+def test_costs_of_whole_networks_grow_linearly_in_the_batch(name, arguments):
+    model = tiny(name, **arguments)
     one, two, three = (np.array(count_costs(model, batch)) for batch in (1, 2, 3))
     assert (two > one).sum() >= 4
     np.testing.assert_array_equal(three - two, two - one)
@@ -108,4 +100,4 @@ def test_costs_of_whole_networks_grow_linearly_in_the_batch(network):
 
 def test_a_network_of_open_size_is_refused_with_the_name_of_the_layer():
     with pytest.raises(ValueError, match=r"layer features .*known"):
-        count_costs(models.heinsen_sst(depth=2, width=3, num_classes=2), batch=1)
+        count_costs(tiny("heinsen_sst"), batch=1)

@@ -1,15 +1,14 @@
 """--routing_gauges of train_val.py: what it logs, for every network, and that training does not know of it."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 
 from tests.clusters import Cluster
+from tests.networks import ATTENTION
 from tests.runs import assert_same_weights, log_lines, train, weights
 from tests.small_norb import SMALL_DATA, TINY, run_script
-from tests.test_attention_scripts import CONFIG
 
 SHARES = ("routing_entropy", "parents_off", "parents_on", "activation_mean", "activation_deviation", "variance_floor")
 EM_GAUGES = (*SHARES, "vote_scale", "vote_spread_2")
@@ -65,9 +64,8 @@ def test_gauges_of_heinsens_network(storage, devices):
         assert line["update_ratio/class_capsules/W"] > 0
 
 
-def test_gauges_of_attention_and_of_a_network_without_routing(storage, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    flags = ("--network=attention", f"--config_path={tmp_path / 'config.json'}", "--backbone=simple", "--epoch=1")
+def test_gauges_of_attention_and_of_a_network_without_routing(storage):
+    flags = ("--network=attention", f"--config_path={ATTENTION}", "--backbone=simple", "--epoch=1")
     for line in read_gauges(train(storage, "attention", *flags, "--routing_gauges", "--num_routing=2")):
         routing = {name for name in line if not name.startswith("update_ratio")}
         both = {

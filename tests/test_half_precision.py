@@ -10,50 +10,22 @@ import tensorflow as tf
 from caps_tf.errors import UserError
 from caps_tf.networks import NETWORKS
 from caps_tf.training import trainer as trainer_module
-from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TrainingData
 from caps_tf.training.trainer import Trainer
+from tests.networks import CLASSES, input_shapes, random_batch, tiny_config
 
-BATCH, STEPS, CLASSES = 8, 6, 3
-SENTENCE = {"embedding": (None, 2, 8), "mask": (None,)}
-SIDES = {"matrix_capsules": 17, "cnn_baseline": 17, "heinsen_norb": 29, "attention": 32, "conv_capsules": 16}
-ATTENTION = {
-    "backbone": {"output_dim": 8, "kernel_size": 3, "stride": 2, "padding": 1},
-    "primary_capsules": {"num_caps": 4, "caps_dim": 4, "kernel_size": 1, "stride": 1, "padding": 0},
-    "capsules": [{"type": "CONV", "num_caps": 4, "caps_dim": 4, "kernel_size": 3, "stride": 2, "matrix_pose": True}],
-    "class_capsules": {"caps_dim": 4, "matrix_pose": True},
-}
-
-
-def batch_of(features, step):
-    rng = np.random.default_rng(step)
-    batch = {"label": rng.integers(0, CLASSES, BATCH).astype(np.int32)}
-    for name, shape in features.items():
-        values = rng.normal(size=(BATCH, *(5 if size is None else size for size in shape)))
-        batch[name] = np.ones_like(values) if name == "mask" else values
-    return {name: value if name == "label" else value.astype(np.float32) for name, value in batch.items()}
+BATCH, STEPS = 8, 6
 
 
 def make_trainer(directory, network, precision, **options):
-    config_path = directory / "config.json"
-    config_path.write_text(json.dumps(ATTENTION))
-    sizes = {"A": 8, "B": 2, "C": 3, "D": 3, "margin_steps": 1.0, "config_path": str(config_path), "backbone": "simple"}
-    config = RunConfig(
-        network=network,
-        precision=precision,
-        batch_size=BATCH,
-        epoch=1,
-        jit_compile="off",
-        log_every=1,
-        **sizes,
-        **options,
-    )
-    features = SENTENCE if network == "heinsen_sst" else {"image": (SIDES[network], SIDES[network], 1)}
+    more = {"batch_size": BATCH, "epoch": 1, "log_every": 1, "margin_steps": 1.0}
+    config = tiny_config(network, precision=precision, **more, **options)
+    features = input_shapes(network, tokens=None)
 
     def training(epoch, skipped):
-        first = batch_of(features, 0)
+        first = random_batch(network, BATCH)
         return tf.data.Dataset.from_generator(
-            lambda: (batch_of(features, step) for step in range(skipped, STEPS)),
+            lambda: (random_batch(network, BATCH, step) for step in range(skipped, STEPS)),
             output_signature={
                 name: tf.TensorSpec((BATCH, *features.get(name, ())), value.dtype) for name, value in first.items()
             },

@@ -6,12 +6,13 @@ import tensorflow as tf
 from caps_tf import limits
 from caps_tf.costs import estimate_memory
 from caps_tf.errors import UserError
+from caps_tf.networks import NETWORKS
 from caps_tf.training import memory
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TrainingData
 from caps_tf.training.factories import make_model
 
-SMALL = {"A": 4, "B": 2, "C": 3, "D": 3, "batch_size": 64}
+SMALL = {**NETWORKS["matrix_capsules"].smallest, "batch_size": 64}
 IMAGES = TrainingData({"image": (20, 20, 1)}, 5, 1, None, None)
 SENTENCES = TrainingData({"embedding": (None, 3, 8), "mask": (None,)}, 5, 1, None, None)
 

@@ -21,6 +21,7 @@ from caps_tf.data.images import (
 from caps_tf.data.preprocessing import AUGMENTATIONS
 from caps_tf.data.splits import make_splits
 from caps_tf.errors import UserError
+from tests.batches import assert_same_batches, collect, joined
 from tests.small_norb import run_script, write_small_norb
 
 PLAIN = Preprocessing(resize=None, crop=None, normalize="none", **AUGMENTATIONS["none"])
@@ -46,28 +47,14 @@ def files(norb):
     }
 
 
-def collect(batches):
-    """All batches as one dict of arrays."""
-    batches = list(batches.as_numpy_iterator())
-    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-
-
 def evaluate(split, preprocessing=PLAIN, batch_size=64):
-    examples = collect(evaluation_batches(split, preprocessing, batch_size))
+    examples = joined(evaluation_batches(split, preprocessing, batch_size))
     return {key: value[examples["weight"] == 1] for key, value in examples.items()}
 
 
 def train(split, preprocessing=PLAIN, batch_size=32, **options):
     options = {"epoch": 0, "seed": 1, **options}
-    return list(training_batches(split, preprocessing, batch_size, **options).as_numpy_iterator())
-
-
-def assert_same_batches(found, expected):
-    assert len(found) == len(expected) > 0
-    for left, right in zip(found, expected, strict=True):
-        assert left.keys() == right.keys()
-        for key in left:
-            np.testing.assert_array_equal(left[key], right[key])
+    return collect(training_batches(split, preprocessing, batch_size, **options))
 
 
 def grey_levels(images):
@@ -88,7 +75,7 @@ def assert_pixels_come_from(files, examples):
 @pytest.mark.parametrize("batch_size", [1350, 100, 2700, 4000, 7])
 def test_every_test_example_counts_once_whatever_the_batch_size(norb, files, batch_size):
     split = make_splits(norb)["test"]
-    batches = list(evaluation_batches(split, PLAIN, batch_size).as_numpy_iterator())
+    batches = collect(evaluation_batches(split, PLAIN, batch_size))
     assert len(batches) == num_evaluation_batches(split, PLAIN, batch_size)
     assert all(batch["image"].shape == (batch_size, 12, 10, 1) for batch in batches)
     assert sum(batch["weight"].sum() for batch in batches) == num_examples(split, PLAIN) == 2700
@@ -123,7 +110,7 @@ def test_no_validation_leaves_all_records_to_training(norb):
 
 def test_training_reads_only_training_records(norb, files):
     splits = make_splits(norb)
-    examples = collect(training_batches(splits["train"], PLAIN, 10, epoch=0))
+    examples = joined(training_batches(splits["train"], PLAIN, 10, epoch=0))
     assert len(examples["id"]) == 2430 == len(set(zip(examples["id"], examples["view"])))
     pixels = files["train"].images[examples["id"], examples["view"]]
     np.testing.assert_array_equal(grey_levels(examples["image"])[..., 0], pixels)

@@ -1,15 +1,14 @@
 """Sentences: from text files and an encoder to records, batches, the sentiment classifier, and a tested run."""
 
 import dataclasses
+import functools
 import json
 import re
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras import ops
 
@@ -24,7 +23,10 @@ from caps_tf.models import heinsen_sst
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import make_training_data
 from caps_tf.training.factories import make_model
+from tests.batches import assert_same_batches, collect
 from tests.gradients import gradients
+from tests.networks import tiny
+from tests.runs import assert_same_weights, start_training, weights
 from tests.small_norb import run_script
 
 CONVERT = "data/convert_text_to_tfrecord.py"
@@ -91,18 +93,6 @@ def contents(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir() if "tfrecord" in path.name}
 
 
-def collect(batches):
-    return list(batches.as_numpy_iterator())
-
-
-def assert_same_batches(found, expected):
-    assert len(found) == len(expected) > 0
-    for left, right in zip(found, expected, strict=True):
-        assert left.keys() == right.keys()
-        for key in left:
-            np.testing.assert_array_equal(left[key], right[key])
-
-
 # The network
 
 
@@ -111,8 +101,9 @@ def test_the_classifier_has_the_published_size(num_classes, parameters):
     assert heinsen_sst(37, 1280, num_classes).count_params() == parameters
 
 
-def small_classifier(**arguments):
-    model = heinsen_sst(3, 8, 4, features=6, parts=5, **arguments)
+@functools.cache
+def small_classifier(dtype=None):
+    model = tiny("heinsen_sst", num_classes=4, dtype=dtype)
     rng = np.random.default_rng(0)
     model.set_weights([0.5 * rng.normal(size=weight.shape) for weight in model.get_weights()])
     return model
@@ -401,19 +392,11 @@ def storage(tmp_path_factory):
 
 
 def train(storage, converted, name, *flags):
-    process = run_script(
-        "train_val.py", "--network=heinsen_sst", f"--dataset={converted}", f"--storage={storage}", f"--name={name}",
+    return start_training(
+        "--network=heinsen_sst", f"--dataset={converted}", f"--storage={storage}", f"--name={name}",
         *("--batch_size=15", "--optimizer=radam", "--schedule=one_cycle", "--lrn_rate=0.02", "--mixup=0.2"),
         *("--jit_compile=off", "--log_every=3", *flags),
     )  # fmt: skip
-    return Path(re.search(r"^trained: (.*)$", process.stdout, re.MULTILINE).group(1))
-
-
-def weights(run):
-    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(run / "train" / "checkpoints"))
-    names = [name for name in reader.get_variable_to_shape_map() if name.startswith(("model/", "optimizer/"))]
-    assert len(names) > 20
-    return {name: reader.get_tensor(name) for name in sorted(names)}
 
 
 def test_a_run_learns_is_tested_and_can_be_broken_off_anywhere(storage, converted):
@@ -427,9 +410,7 @@ def test_a_run_learns_is_tested_and_can_be_broken_off_anywhere(storage, converte
 
     broken = train(storage, converted, "broken", "--epoch=10", "--checkpoint_every=8", "--keep_checkpoints=50")
     run_script("train_val.py", f"--load_dir={broken}", "--ckpt_name=step-8")
-    expected = weights(whole)
-    for name, value in weights(broken).items():
-        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert_same_weights(weights(broken), weights(whole))
 
 
 def test_what_does_not_fit_sentences_is_refused(converted):
