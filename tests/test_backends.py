@@ -16,13 +16,14 @@ ANY_BACKEND = sorted(
         "caps_tf/losses.py",
         "caps_tf/networks.py",
         "caps_tf/optimizers.py",
+        "caps_tf/tensors.py",
         "examples/cifar10_any_backend.py",
     )
     for path in ROOT.glob(pattern)
 )
 ALLOWED = {
     f"caps_tf.{name}"
-    for name in ("errors", "initializers", "layers", "losses", "models", "networks", "optimizers", "routing")
+    for name in ("errors", "initializers", "layers", "losses", "models", "networks", "optimizers", "routing", "tensors")
 }
 
 

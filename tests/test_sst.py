@@ -424,7 +424,7 @@ def test_what_does_not_fit_sentences_is_refused(converted):
 def test_plain_classifiers_judge_the_test_sentences_by_the_penalty_chosen_on_validation(converted):
     process = run_script("data/plain_classifiers.py", f"--dataset={converted}", "--penalties=0.01,0.1")
     found = json.loads(process.stdout)
-    found = dict(re.findall(r"penalty ([\d.]+): .*validation ([\d.]+)%", process.stderr))
-    best = max(found, key=lambda penalty: (float(found[penalty]), float(penalty)))
+    validated = dict(re.findall(r"penalty ([\d.]+): .*validation ([\d.]+)%", process.stderr))
+    best = max(validated, key=lambda penalty: (float(validated[penalty]), float(penalty)))
     assert (found["classifier"], str(found["penalty"])) == ("logistic_regression", best)
     assert found["parts"]["test"]["num_examples"] == 33 and 0 <= found["parts"]["test"]["accuracy"] <= 1
