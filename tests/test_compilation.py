@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from caps_tf.layers import HeinsenRouting
+from caps_tf.layers import HeinsenRouting, RoutingLayer
 from caps_tf.networks import NETWORKS
 from caps_tf.training.compilation import split_at_routing
 from caps_tf.training.factories import capsule_outputs, cross_entropy
@@ -75,5 +75,6 @@ def test_features_that_go_around_the_routing_are_not_lost():
     inputs = {"scores": tf.ones((2, 6)), "poses": tf.ones((2, 6, 2, 2))}
     found, wanted = capsules(features(inputs)), model(inputs)
     assert set(found) == {"routed", "sum"}
+    assert not any(isinstance(layer, RoutingLayer) for layer in features.layers)  # it would run a second time
     for name in found:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6)

@@ -39,11 +39,11 @@ def split_at_routing(model: keras.Model) -> Halves:
     outputs = keras.tree.flatten(model.output)
     routed: list[keras.KerasTensor] = []
     read: list[keras.KerasTensor] = []
-    for layer in model.layers:  # in the order in which they are called
-        inputs = keras.tree.flatten(layer.input)
-        if isinstance(layer, RoutingLayer) or any(_is_among(tensor, routed) for tensor in inputs):
+    for operation in model.operations:  # layers and functions of tensors, in the order in which they are called
+        inputs = keras.tree.flatten(operation.input)
+        if isinstance(operation, RoutingLayer) or any(_is_among(tensor, routed) for tensor in inputs):
             read += [tensor for tensor in inputs if not _is_among(tensor, routed + read)]
-            routed += keras.tree.flatten(layer.output)
+            routed += keras.tree.flatten(operation.output)
     if routed:
         read += [tensor for tensor in outputs if not _is_among(tensor, routed + read)]
         # Keras wants something between a model's input and its output, and each output once.
