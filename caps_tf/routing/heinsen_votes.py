@@ -28,7 +28,7 @@ class Shared(NamedTuple):
 
     Attributes:
         kernel: W, laid out as the form of votes wants it.
-        bias: B, likewise.
+        bias: B, likewise, parents first.
     """
 
     kernel: Tensor | VoteWeights
@@ -63,9 +63,9 @@ class Votes(ABC):
         return replace(self, poses=poses, shared=shared)
 
     @property
-    @abstractmethod
     def parents(self) -> int | Tensor:
-        """Number of parents J."""
+        """Number of parents J: in every form they are the first axis of the bias."""
+        return ops.shape(self.shared.bias)[0]
 
     @abstractmethod
     def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,10 +104,6 @@ class StoredVotes(Votes):
     def _without_bias(self) -> Tensor:
         """mu W, [b, j, d, i]."""
         return votes_of_children(self.poses, cast(VoteWeights, self.shared.kernel))  # as `of` laid it out
-
-    @property
-    def parents(self) -> int | Tensor:
-        return ops.shape(self.shared.bias)[0]
 
     def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         matrices = (-1, *ops.shape(self.shared.bias)[:3])
@@ -162,10 +158,6 @@ class SharedVotes(Votes):
     def of(cls, poses: Tensor, kernel: Tensor, bias: Tensor) -> Self:
         poses, kernel, bias = map(bounded_values, (poses, kernel, bias))
         return cls(poses, Shared(kernel[0], bias[0]))
-
-    @property
-    def parents(self) -> int | Tensor:
-        return ops.shape(self.shared.bias)[0]
 
     def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         weights = ops.cast(bounded_gradient(weights), "float64")
