@@ -31,6 +31,7 @@ from typing import NamedTuple
 import keras
 
 from caps_tf.layers.capsule_layer import CountedLayer, LayerCost
+from caps_tf.tensors import is_among
 
 Shape = tuple[int, ...]
 
@@ -98,7 +99,7 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
         inputs, outputs = (
             [tensor.shape for tensor in keras.tree.flatten(value)] for value in (layer.input, layer.output)
         )
-        first = all(any(tensor is other for other in unweighted) for tensor in keras.tree.flatten(layer.input))
+        first = all(is_among(tensor, unweighted) for tensor in keras.tree.flatten(layer.input))
         counted = _count_layer(layer, inputs, outputs, batch)
         if counted is None:
             if first:
