@@ -14,7 +14,7 @@ LossFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """Labels int [b] or targets float [b, classes], scores [b, classes] and margin to the loss of each example [b]."""
 
 Scale = Callable[[tf.Tensor], tf.Tensor]
-"""What the optimiser does to a loss before its gradient is taken; nothing in more than half precision."""
+"""The optimiser's scaling of the loss before the gradient is taken; the identity without a loss scale."""
 
 
 class Labels(NamedTuple):
