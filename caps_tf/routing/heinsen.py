@@ -86,6 +86,7 @@ def heinsen_routing(
     if p_model not in P_MODELS:
         raise ValueError(f"p_model must be one of {', '.join(P_MODELS)}, not {p_model!r}")
     active = ops.sigmoid(scores)[:, None]
+    votes = votes.about_mean_of(active[:, 0])
     # What ignoring everything would cost; using data turns their cost into benefit.
     beta_use, beta_ign = bounded_values(beta_use), bounded_values(beta_ign)
     benefit = beta_use + beta_ign

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Self, cast
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -19,8 +18,8 @@ from caps_tf.routing.gaussian import mean_and_variance, squared_distance
 from caps_tf.routing.votes import VoteWeights, pose_columns, vote_weights, votes_of_children
 from caps_tf.tensors import Tensor
 
-FARTHEST = 1e30
-"""Bound of a squared distance that is computed in float64 and goes on in float32."""
+FARTHEST = 1e15
+"""Bound of what a quadratic form multiplies with a pose or its square, and the root of its largest value."""
 
 
 class Shared(NamedTuple):
@@ -61,6 +60,14 @@ class Votes(ABC):
     def of_examples(self, poses: Any, shared: Shared) -> Self:
         """The votes of other examples, or of some of them, from `poses` and `shared` as these votes have them."""
         return replace(self, poses=poses, shared=shared)
+
+    def about_mean_of(self, active: Tensor) -> Self:
+        """The same votes, computed so that rounding errors are relative to how far poses lie from their mean.
+
+        Args:
+            active: how active each child is, [b, i]; the mean counts a child as much as that.
+        """
+        return self
 
     @property
     def parents(self) -> int | Tensor:
@@ -137,53 +144,59 @@ class StoredSharedVotes(StoredVotes):
         return ops.reshape(votes, (b, j, x * z, i))
 
 
+@dataclass(frozen=True, eq=False)
 class SharedVotes(Votes):
     """Votes of children that share their weights, never stored: V = mu W_j + B_j.
 
     A weighted sum of votes is the weighted sum of the poses times W_j, and a squared distance is a quadratic form in
     the pose, so that both need no more than one product of a [j, i] with an [i, moments] matrix, where `moments` are
-    the elements y of each pose row x and their products y y'. The expanded squares cancel where votes agree, so they
-    are carried in float64.
+    the elements y of each pose row x and their products y y'. The expanded squares cancel where votes agree, so poses
+    are taken about a centre: V = (mu - centre) W_j + (centre W_j + B_j). What cancels is then as small as the poses'
+    own spread, and single precision is enough.
+
+    Attributes:
+        centre: [b, 1, x, y], or zero.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> arguments = rng.normal(size=(2, 30, 4, 4)), rng.normal(size=(1, 5, 4, 4)), rng.normal(size=(1, 5, 4, 4))
         >>> weights = np.full((2, 5, 30), 1 / 30)
         >>> stored, shared = (votes.of(*arguments).fit(weights)[1] for votes in (StoredSharedVotes, SharedVotes))
-        >>> bool(ops.max(ops.abs(stored - shared)) < 1e-12)
+        >>> bool(ops.max(ops.abs(stored - shared)) < 1e-5)
         True
     """
+
+    centre: Tensor | float = 0.0
 
     @classmethod
     def of(cls, poses: Tensor, kernel: Tensor, bias: Tensor) -> Self:
         poses, kernel, bias = map(bounded_values, (poses, kernel, bias))
         return cls(poses, Shared(kernel[0], bias[0]))
 
+    def about_mean_of(self, active: Tensor) -> Self:
+        total = ops.sum(active, axis=-1)[:, None, None, None]
+        mean = ops.einsum("bi,bixy->bxy", active, self.poses)[:, None] / ops.maximum(total, 1e-30)
+        # The votes are the same about any centre, so its gradient is zero.
+        return replace(self, centre=ops.stop_gradient(mean))
+
     def fit(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        weights = ops.cast(bounded_gradient(weights), "float64")
+        weights = bounded_gradient(weights)
         amount = ops.sum(weights, axis=-1)[:, :, None, None]
         moments = ops.einsum("bji,bixm->bjxm", weights, self._moments)
         first, second = moments[..., : self._size], moments[..., self._size :]  # [b, j, x, y] and [b, j, x, y y']
         shifted = ops.einsum("bjxy,jyz->bjxz", first, self._kernel)
-        mean = shifted + amount * self._bias
-        offset = self._bias - mean
+        offset = (1.0 - amount) * self._bias - shifted  # bias - mean, without rounding the mean
         square = ops.einsum("bjxm,jmz->bjxz", second, self._kernel_products)
         variance = ops.relu(square + 2.0 * shifted * offset + amount * ops.square(offset))
-        mean, variance = (bounded_gradient(ops.cast(value, self._dtype)) for value in (mean, variance))
-        return mean, variance
+        return bounded_gradient(shifted + amount * self._bias), bounded_gradient(variance)
 
     def squared_distance(self, mean: Tensor, precision: Tensor) -> Tensor:
-        mean, precision = ops.cast(mean, "float64"), ops.cast(precision, "float64")
-        offset = self._bias - mean
+        offset = _within(self._bias - mean)
         first = 2.0 * ops.einsum("bjxz,jyz->bjxy", precision * offset, self._kernel)
         second = ops.einsum("bjxz,jmz->bjxm", precision, self._kernel_products)
         constant = ops.sum(precision * ops.square(offset), axis=(-2, -1))
-        form = ops.einsum("bixm,bjxm->bji", self._moments, ops.concatenate([first, second], axis=-1))
-        return ops.cast(ops.clip(form + constant[..., None], 0.0, FARTHEST), self._dtype)
-
-    @property
-    def _dtype(self) -> str:
-        return keras.backend.standardize_dtype(self.poses.dtype)
+        form = ops.einsum("bixm,bjxm->bji", self._moments, _within(ops.concatenate([first, second], axis=-1)))
+        return ops.clip(form + constant[..., None], 0.0, FARTHEST**2)
 
     @property
     def _size(self) -> int:
@@ -196,24 +209,26 @@ class SharedVotes(Votes):
 
     @cached_property
     def _moments(self) -> Tensor:
-        """The elements y of each pose row, and their products y y': [b, i, x, moments]."""
-        poses, (first, second) = _in_float64(self.poses), self._pairs
+        """The elements y of each pose row about the centre, and their products y y': [b, i, x, moments]."""
+        poses, (first, second) = bounded_gradient(self.poses - self.centre), self._pairs
         products = ops.take(poses, first, axis=-1) * ops.take(poses, second, axis=-1)
         return ops.concatenate([poses, products], axis=-1)
 
     @cached_property
     def _kernel(self) -> Tensor:
-        return _in_float64(cast(Tensor, self.shared.kernel))  # as `of` laid it out
+        return bounded_gradient(cast(Tensor, self.shared.kernel))  # as `of` laid it out
 
     @cached_property
     def _bias(self) -> Tensor:
-        return _in_float64(self.shared.bias)
+        """The vote of a pose at the centre, [b or 1, j, x, z]."""
+        centre = self.centre + ops.zeros_like(self.poses[:1, :1])
+        return bounded_gradient(self.shared.bias) + ops.einsum("bixy,jyz->bjxz", centre, self._kernel)
 
     @cached_property
     def _kernel_products(self) -> Tensor:
         """W_yz W_y'z, twice for y < y': [j, y y', z]."""
         first, second = self._pairs
-        times = ops.convert_to_tensor(np.where(first == second, 1.0, 2.0), dtype="float64")
+        times = ops.convert_to_tensor(np.where(first == second, 1.0, 2.0), dtype=self._kernel.dtype)
         return ops.take(self._kernel, first, axis=-2) * ops.take(self._kernel, second, axis=-2) * times[:, None]
 
 
@@ -225,7 +240,7 @@ def votes_form(kernel: Tensor, bias: Tensor) -> type[Votes]:
         bias: B, [i or 1, j, x, z].
 
     Returns:
-        `SharedVotes` where weights are shared, poses are small and the backend has float64, else votes that are stored.
+        `SharedVotes` where weights are shared and poses are small, else votes that are stored.
 
     Example:
         >>> votes_form(np.ones((1, 5, 4, 4)), np.ones((1, 5, 4, 4))).__name__
@@ -237,18 +252,9 @@ def votes_form(kernel: Tensor, bias: Tensor) -> type[Votes]:
     # which there are several an iteration.
     size_in, size_out = kernel.shape[-2:]
     moments = size_in + size_in * (size_in + 1) // 2
-    if bias.shape[0] == 1 and moments <= 4 * size_out and _has_float64():
+    if bias.shape[0] == 1 and moments <= 4 * size_out:
         return SharedVotes
     return StoredSharedVotes
-
-
-def _has_float64() -> bool:
-    """JAX computes in float32 unless it was started otherwise."""
-    if keras.backend.backend() != "jax":
-        return True
-    import jax
-
-    return bool(jax.config.jax_enable_x64)
 
 
 def _children_last(bias: Tensor) -> Tensor:
@@ -256,5 +262,5 @@ def _children_last(bias: Tensor) -> Tensor:
     return ops.transpose(bias, (1, 2, 3, 0))
 
 
-def _in_float64(tensor: Tensor) -> Tensor:
-    return bounded_gradient(ops.cast(tensor, "float64"))
+def _within(tensor: Tensor) -> Tensor:
+    return bounded_gradient(ops.clip(tensor, -FARTHEST, FARTHEST))
