@@ -127,10 +127,11 @@ def main(argv: list[str]) -> None:
     # TensorFlow takes seconds to start: only once the flags are known to be good.
     import keras
 
+    from caps_tf.processor import processor_of
     from caps_tf.training.data import make_training_data
     from caps_tf.training.devices import describe_devices, is_chief, make_strategy
     from caps_tf.training.failures import explained
-    from caps_tf.training.memory import check_memory
+    from caps_tf.training.memory import check_memory, describe_votes
     from caps_tf.training.trainer import Trainer
 
     strategy = make_strategy(config.num_gpus, config.cluster)
@@ -155,6 +156,11 @@ def main(argv: list[str]) -> None:
             if not LOAD_DIR.value:
                 stack.enter_context(locked(directory, IN_USE))
             print(f"training in {directory} on {describe_devices(strategy)}", file=sys.stderr)
+            votes = describe_votes(
+                trainer.model, -(-config.batch_size // strategy.num_replicas_in_sync), processor_of()
+            )
+            if votes:
+                print(votes, file=sys.stderr)
             save_params(config, train_directory / "params.json")
         trainer.run()
     if is_chief(strategy):

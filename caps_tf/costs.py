@@ -30,7 +30,8 @@ from typing import NamedTuple
 
 import keras
 
-from caps_tf.layers.capsule_layer import CountedLayer, LayerCost
+from caps_tf.layers.capsule_layer import CountedLayer, LayerCost, RoutingLayer
+from caps_tf.routing.grouping import VOTES_HELD
 from caps_tf.tensors import is_among
 
 Shape = tuple[int, ...]
@@ -44,8 +45,6 @@ STARTUP = 10**9
 """Bytes for XLA's compilation of a step, threads, and queued batches; the same for all networks."""
 LAYERS_HELD = 3
 """Peak memory of activations, gradients and transposed copies, as a multiple of what the layers read and write."""
-VOTES_HELD = 10
-"""Peak memory of votes, deviations and their gradients, as a multiple of one example's votes in the largest layer."""
 
 
 class Cost(NamedTuple):
@@ -118,12 +117,36 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
     return Cost(forward, step, forward_bytes, step_bytes, sum(votes), max(votes) // batch)
 
 
-def estimate_memory(model: keras.Model, batch_size: int) -> int:
+def votes_by_layer(model: keras.Model, batch: int) -> dict[RoutingLayer, int]:
+    """Elements of the votes of each layer that routes, were they stored; a stack's layers each by themselves.
+
+    Raises:
+        ValueError: if a shape is not known.
+
+    Example:
+        >>> from caps_tf.models import matrix_capsules
+        >>> model = matrix_capsules((32, 32, 1), num_classes=5)
+        >>> {layer.name: votes // 64 for layer, votes in votes_by_layer(model, batch=64).items()}
+        {'conv_capsules_1': 663552, 'conv_capsules_2': 589824, 'class_capsules': 20480}
+    """
+    found = {}
+    for layer in model.layers:
+        if isinstance(layer, RoutingLayer):
+            inputs, outputs = (
+                [tensor.shape for tensor in keras.tree.flatten(value)] for value in (layer.input, layer.output)
+            )
+            counted = _count_layer(layer, inputs, outputs, batch)
+            found |= dict(zip(layer.routing_layers(), counted.votes if counted else (), strict=True))
+    return found
+
+
+def estimate_memory(model: keras.Model, batch_size: int, of_host: bool = True) -> int:
     """Bytes that training needs beyond what the process holds before, roughly.
 
     Args:
         model: the network; all shapes but the batch's known.
         batch_size: examples in a batch.
+        of_host: whether the memory is the host's, where programs are compiled and batches wait, too.
 
     Raises:
         ValueError: if a shape is not known.
@@ -135,7 +158,7 @@ def estimate_memory(model: keras.Model, batch_size: int) -> int:
         True
     """
     costs = count_costs(model, batch_size)
-    return STARTUP + LAYERS_HELD * costs.forward_bytes + VOTES_HELD * BYTES * costs.largest_votes
+    return of_host * STARTUP + LAYERS_HELD * costs.forward_bytes + VOTES_HELD * BYTES * costs.largest_votes
 
 
 def _count_layer(layer: keras.Layer, inputs: list[Shape], outputs: list[Shape], batch: int) -> LayerCost | None:

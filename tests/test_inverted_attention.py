@@ -277,11 +277,11 @@ def test_layers_group_positions_by_whole_images_and_the_result_stays():
     one_by_one, _ = random_stack(3, votes_at_a_time=1)
     np.testing.assert_allclose(all_at_once(children), one_by_one(children), **within(1e-11))
     layer = one_by_one.layers[0]
-    shape = (30, 12, 3, 3)  # 5 images of 6 positions, 12 children of 3x3
+    children = np.zeros((30, 12, 3, 3), "float32")  # 5 images of 6 positions, 12 children of 3x3
     sizes = {}
     for budget in (1, 6 * 12 * 3 * 9 * 4 * 4, 10**9):
         layer.votes_at_a_time = budget
-        sizes[budget] = layer._group(shape, positions=6)
+        sizes[budget] = layer._groups_of_positions(children, positions=6).examples
     assert list(sizes.values()) == [6, 6, 30]  # 4 images would fit the second, but only 1 and 5 divide 5
 
 

@@ -8,7 +8,7 @@ from keras import ops
 from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
-from caps_tf.routing.grouping import VOTES_AT_A_TIME, images_at_a_time
+from caps_tf.routing.grouping import CACHED_VOTES, Groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.inverted_attention import first_parents, next_parents, routing_weights
 
@@ -29,9 +29,8 @@ class AttentionCapsules(RoutingLayer):
         child_pose: what the pose of a child is read as, (x, y) or (y,); as it comes by default. Routes matrices as
             vectors, and vectors as matrices.
         dropout: share of the elements of parents' poses dropped in training, before they are normalised.
-        votes_at_a_time: bytes of votes that may exist at the same time if the batch divides so; less costs time
-            where memory is fast, more does where it is slow. The default suits the caches of processors; give an
-            accelerator 2**30 or more.
+        votes_at_a_time: bytes of votes that may exist at the same time, whatever the processor; by default what suits
+            it, see `choose_groups`. A batch is divided evenly, and one image's votes may be more.
         kernel_initializer: of the weights W; normal with variance J / (y K) by default, where a parent sees K
             children.
         kernel_regularizer: regularizer of the weights W.
@@ -44,13 +43,15 @@ class AttentionCapsules(RoutingLayer):
         ValueError: if an argument is out of its range.
     """
 
+    cached_votes: int | None = CACHED_VOTES["attention"]
+
     def __init__(
         self,
         capsules: int,
         pose_columns: int | None = None,
         child_pose: tuple[int, ...] | None = None,
         dropout: float = 0.0,
-        votes_at_a_time: int = VOTES_AT_A_TIME["attention"],
+        votes_at_a_time: int | None = None,
         kernel_initializer: keras.initializers.Initializer | str | None = None,
         kernel_regularizer: keras.regularizers.Regularizer | str | None = None,
         seed: int | None = None,
@@ -58,7 +59,7 @@ class AttentionCapsules(RoutingLayer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if capsules < 1 or (pose_columns is not None and pose_columns < 1) or votes_at_a_time < 1:
+        if capsules < 1 or any(size is not None and size < 1 for size in (pose_columns, votes_at_a_time)):
             raise ValueError(
                 f"capsules, pose_columns and votes_at_a_time must be at least 1, "
                 f"not {capsules}, {pose_columns} and {votes_at_a_time}"
@@ -174,7 +175,7 @@ class AttentionCapsules(RoutingLayer):
             routed = ops.cast(first_parents(children, ops.cast(kernel, children.dtype)), self._precision)
         else:
             children, kernel, parents = (ops.cast(tensor, self._precision) for tensor in (children, kernel, parents))
-            routed = next_parents(children, kernel, parents, self._group(children.shape, positions))
+            routed = next_parents(children, kernel, parents, *self._groups_of_positions(children, positions))
         return self._finish(routed)
 
     def _finish(self, routed):
@@ -182,11 +183,12 @@ class AttentionCapsules(RoutingLayer):
         routed = self._drop(routed)
         return ops.cast(self._norm(routed) if self._norm else routed, self.compute_dtype)
 
-    def _group(self, children_shape: tuple, positions: int) -> int:
-        """How many positions have their votes at the same time: whole images, a divisor of the batch."""
-        batch = children_shape[0] and children_shape[0] // positions
-        elements = positions * children_shape[1] * self.capsules * children_shape[2] * self.kernel.shape[-1]
-        return positions * images_at_a_time(batch, elements, self.votes_at_a_time)
+    def _groups_of_positions(self, children, positions: int) -> Groups:
+        """How many positions of children [n, c, x, y] have their votes at the same time: those of whole images."""
+        n, c, x, _ = children.shape
+        batch = n and n // positions
+        groups = self.groups(batch, positions * c * self.capsules * x * self.kernel.shape[-1], children)
+        return groups._replace(examples=groups.examples and positions * groups.examples)
 
     def _child_pose(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         pose = self.child_pose or shape

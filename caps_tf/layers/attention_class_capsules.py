@@ -43,6 +43,8 @@ class AttentionClassCapsules(AttentionCapsules):
         Tsai, Srivastava, Goh, Salakhutdinov, "Capsules with Inverted Dot-Product Attention Routing", ICLR 2020.
     """
 
+    cached_votes = None
+
     def build(self, children_shape):
         shape = check_rank(children_shape, (5, 6))
         self._add_weights((shape[3],), as_matrix(self._child_pose(shape[4:])))

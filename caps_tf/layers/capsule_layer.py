@@ -1,10 +1,12 @@
 """What the library asks of its layers: what they compute, the capsules that they put out, and how they route."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
+from caps_tf.processor import processor_of
+from caps_tf.routing.grouping import Groups, choose_groups
 from caps_tf.routing.health import RoutingTrace
 
 Shape = tuple[int, ...]
@@ -79,6 +81,26 @@ class RoutingLayer(CapsuleLayer):
         >>> isinstance(EMConvCapsules(16), RoutingLayer), isinstance(PrimaryCapsules(8), RoutingLayer)
         (True, False)
     """
+
+    cached_votes: int | None = None
+    """Bytes of votes that exist at the same time on a CPU; None for a layer that makes them all, or none."""
+    votes_at_a_time: int | None = None
+    """What the user wants instead, on any processor."""
+
+    def routing_layers(self) -> Sequence["RoutingLayer"]:
+        """The layers that make votes: this one, unless it is made of others."""
+        return (self,)
+
+    def groups(self, batch: int | None, elements: int, tensor: Any = None) -> Groups:
+        """How the layer goes through its examples on the processor that it runs on, see `choose_groups`.
+
+        Args:
+            batch: examples in the batch; None where it is not known.
+            elements: numbers in the votes of one example.
+            tensor: one that the layer computes with, which may say where it is.
+        """
+        assert self.cached_votes is not None, "only layers with a bound go through their examples in groups"
+        return choose_groups(batch, elements, processor_of(tensor), self.cached_votes, self.votes_at_a_time)
 
     def routing_trace(self, *children) -> RoutingTrace | Mapping[str, RoutingTrace]:
         """What each routing iteration does with children, for `caps_tf.routing.health`.

@@ -109,6 +109,9 @@ class CapsuleStack(RoutingLayer):
         SCHEDULES[self.schedule]([recorded(layer) for layer in self.layers], children, self.iterations)
         return {name: RoutingTrace(tuple(found)) for name, found in steps.items()}
 
+    def routing_layers(self) -> Sequence[keras.layers.Layer]:
+        return self.layers
+
     def capsules_of(self, outputs) -> None:
         """Nothing: the stack puts out poses without activations."""
 

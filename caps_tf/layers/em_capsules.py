@@ -10,7 +10,7 @@ from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer, multiplication
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
 from caps_tf.routing.em import VARIANCE_FLOOR, Parents, em_routing
-from caps_tf.routing.grouping import VOTES_AT_A_TIME, images_at_a_time, map_groups
+from caps_tf.routing.grouping import CACHED_VOTES, map_groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.routing.votes import VoteWeights, coordinate_offsets, pose_columns, vote_weights, votes_of_children
@@ -24,8 +24,8 @@ class EMCapsules(RoutingLayer):
         iterations: number of routing iterations, at least 1.
         final_lambda: inverse temperature that the iterations approach.
         epsilon: keeps the divisions and logarithms of the routing finite.
-        votes_at_a_time: bytes of votes that may exist at the same time, if the batch divides so and one image's
-            votes are no more; less costs time, and so does more than the processor's cache holds.
+        votes_at_a_time: bytes of votes that may exist at the same time, whatever the processor; by default what suits
+            it, see `choose_groups`. A batch is divided evenly, and one image's votes may be more.
         kernel_initializer: of the weights W; truncated normal (0, 1) as in the published code.
         beta_a_initializer: of the cost of an inactive parent.
         beta_u_initializer: of the cost of a vote element.
@@ -45,6 +45,7 @@ class EMCapsules(RoutingLayer):
     """
 
     return_logits = False
+    cached_votes = CACHED_VOTES["em"]
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class EMCapsules(RoutingLayer):
         iterations: int = 2,
         final_lambda: float = 0.01,
         epsilon: float = 1e-9,
-        votes_at_a_time: int = VOTES_AT_A_TIME["em"],
+        votes_at_a_time: int | None = None,
         kernel_initializer: keras.initializers.Initializer | str | None = None,
         beta_a_initializer: keras.initializers.Initializer | str | None = None,
         beta_u_initializer: keras.initializers.Initializer | str = "glorot_uniform",
@@ -62,7 +63,7 @@ class EMCapsules(RoutingLayer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if capsules < 1 or iterations < 1 or votes_at_a_time < 1:
+        if capsules < 1 or iterations < 1 or (votes_at_a_time is not None and votes_at_a_time < 1):
             raise ValueError(
                 f"capsules, iterations and votes_at_a_time must be at least 1, "
                 f"not {capsules}, {iterations} and {votes_at_a_time}"
@@ -204,8 +205,8 @@ class EMCapsules(RoutingLayer):
             return use(votes, activations, em)
 
         elements = p * q * k * i * capsules * pose_shape[0] * kernel.shape[-1]
-        images = images_at_a_time(poses.shape[0], elements, self.votes_at_a_time)
-        return map_groups(route, (columns, activations), (weights, costs), images, recompute=True)
+        groups = self.groups(poses.shape[0], elements, poses)
+        return map_groups(route, (columns, activations), (weights, costs), *groups)
 
     def get_config(self):
         return {

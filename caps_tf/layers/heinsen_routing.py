@@ -7,7 +7,7 @@ from keras import ops
 
 from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer, multiplications_of_votes
 from caps_tf.layers.precision import routing_dtype
-from caps_tf.routing.grouping import VOTES_AT_A_TIME, images_at_a_time, map_groups
+from caps_tf.routing.grouping import CACHED_VOTES, map_groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.heinsen import P_MODELS, HeinsenParents, heinsen_routing
 from caps_tf.routing.heinsen_votes import StoredSharedVotes, StoredVotes, votes_form
@@ -36,8 +36,8 @@ class HeinsenRouting(RoutingLayer):
         symmetry_breaking: with `n_out` None all parents would come out equal; True adds to B a term
             B_brk linspace(-1, 1, n_out), as the published code has done since December 2019.
         return_dict: whether `call` returns a dictionary with the internals.
-        votes_at_a_time: bytes of votes that may exist at the same time, if the batch divides so and one example's
-            votes are no more; less costs time, and so does more than the processor's cache holds.
+        votes_at_a_time: bytes of votes that may exist at the same time, whatever the processor; by default what suits
+            it, see `choose_groups`. A batch is divided evenly, and one example's votes may be more.
         bias_initializer: of B; zeros as published. Parents that share all children start as copies of the same
             average, apart from W; noise makes them differ, so that learning begins at once.
         **kwargs: arguments of `keras.layers.Layer`.
@@ -68,6 +68,8 @@ class HeinsenRouting(RoutingLayer):
         Heinsen, "An Algorithm for Routing Capsules in All Domains", 2019, arXiv 1911.00792.
     """
 
+    cached_votes = CACHED_VOTES["heinsen"]
+
     def __init__(
         self,
         d_cov: int,
@@ -81,7 +83,7 @@ class HeinsenRouting(RoutingLayer):
         eps: float = 1e-5,
         symmetry_breaking: bool = False,
         return_dict: bool = False,
-        votes_at_a_time: int = VOTES_AT_A_TIME["heinsen"],
+        votes_at_a_time: int | None = None,
         bias_initializer: keras.initializers.Initializer | str = "zeros",
         **kwargs,
     ):
@@ -234,8 +236,7 @@ class HeinsenRouting(RoutingLayer):
         if None in (n_inp, parents):
             return route(*grouped, *shared)
         elements = n_inp * parents * self.d_cov * self.d_out
-        examples = images_at_a_time(batch, elements, self.votes_at_a_time)
-        return map_groups(route, grouped, shared, examples, recompute=examples != batch)
+        return map_groups(route, grouped, shared, *self.groups(batch, elements, scores))
 
     def _parents(self, n_out: int | None, children: int | Tensor) -> int | Tensor:
         """Number of parents of this call."""

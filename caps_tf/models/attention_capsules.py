@@ -11,7 +11,6 @@ from caps_tf.layers import AttentionConvCapsules, AttentionDenseCapsules, Capsul
 from caps_tf.models.attention_config import check_attention_config, load_attention_config
 from caps_tf.models.normalization import batch_normalization
 from caps_tf.networks import BACKBONES
-from caps_tf.routing.grouping import VOTES_AT_A_TIME
 
 PUBLISHED_RESNET = {"first_dim": 64, "blocks": (3, 4)}
 """Channels of the first residual blocks; how many there are with these channels, and with the config's and its stride."""
@@ -25,7 +24,7 @@ def attention_capsules(
     iterations: int = 2,
     sequential_routing: bool = False,
     dropout: float = 0.0,
-    votes_at_a_time: int = VOTES_AT_A_TIME["attention"],
+    votes_at_a_time: int | None = None,
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds a backbone, primary capsules, the capsule layers of a configuration, class capsules and their scores.

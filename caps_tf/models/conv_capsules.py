@@ -10,7 +10,6 @@ from caps_tf.initializers import NearIdentity
 from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting
 from caps_tf.models.normalization import batch_normalization
 from caps_tf.networks import ROUTINGS
-from caps_tf.routing.grouping import VOTES_AT_A_TIME
 
 POSE = (4, 4)
 ITERATIONS = {"attention": 2, "em": 2, "heinsen": 3}
@@ -67,7 +66,7 @@ def conv_capsules(
     iterations: int = 0,
     dropout: float = 0.0,
     weight_reg: float = 0.0,
-    votes_at_a_time: int = VOTES_AT_A_TIME["em"],
+    votes_at_a_time: int | None = None,
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds convolutions, part capsules at each of their positions, and one capsule for each class.
@@ -173,7 +172,7 @@ def _attention_scores(poses, num_classes: int, iterations: int, dtype: str | Non
     return keras.layers.Reshape((num_classes,), dtype="float32", name="scores")(x)
 
 
-def _em_scores(poses, activations, num_classes: int, iterations: int, coordinates: bool, votes_at_a_time: int):
+def _em_scores(poses, activations, num_classes: int, iterations: int, coordinates: bool, votes_at_a_time: int | None):
     _, scores = EMClassCapsules(
         num_classes,
         coordinate_addition=coordinates,
@@ -190,7 +189,7 @@ def _em_scores(poses, activations, num_classes: int, iterations: int, coordinate
     return scores
 
 
-def _heinsen_scores(poses, activations, num_classes: int, iterations: int, votes_at_a_time: int):
+def _heinsen_scores(poses, activations, num_classes: int, iterations: int, votes_at_a_time: int | None):
     activations = keras.layers.Reshape((-1,), dtype="float32", name="part_scores")(activations)
     poses = keras.layers.Reshape((-1, *POSE), dtype="float32", name="part_poses")(poses)
     scores, _, _ = HeinsenRouting(

@@ -8,7 +8,6 @@ from keras import ops
 from caps_tf.errors import UserError
 from caps_tf.layers import HeinsenRouting
 from caps_tf.models.normalization import batch_normalization
-from caps_tf.routing.grouping import VOTES_AT_A_TIME
 
 STRIDES = (1, 2, 1, 2, 1, 2)
 SMALLEST = 29  # pixels, for one position after six 3x3 kernels with these strides
@@ -50,7 +49,7 @@ def heinsen_norb(
     iterations: int = 3,
     weight_reg: float = 0.0,
     part_noise: float = 0.0,
-    votes_at_a_time: int = VOTES_AT_A_TIME["heinsen"],
+    votes_at_a_time: int | None = None,
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds the coordinate grid, six convolutions, part scores and poses, and two routings.

@@ -11,7 +11,6 @@ from caps_tf.errors import UserError
 from caps_tf.layers import HeinsenRouting
 from caps_tf.layers.capsule_layer import CountedLayer, LayerCost
 from caps_tf.layers.precision import routing_dtype
-from caps_tf.routing.grouping import VOTES_AT_A_TIME
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
@@ -118,7 +117,7 @@ def heinsen_sst(
     pose_size: int = 2,
     iterations: int = 3,
     weight_reg: float = 0.0,
-    votes_at_a_time: int = VOTES_AT_A_TIME["sentences"],
+    votes_at_a_time: int | None = None,
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds a dense layer that reads a capsule from each embedding, knowing its depth, and two routings.

@@ -7,7 +7,6 @@ import keras
 from caps_tf.errors import UserError
 from caps_tf.layers import EMClassCapsules, EMConvCapsules, PrimaryCapsules
 from caps_tf.models.normalization import batch_normalization
-from caps_tf.routing.grouping import VOTES_AT_A_TIME
 
 
 def matrix_capsules(
@@ -21,7 +20,7 @@ def matrix_capsules(
     final_lambda: float = 0.01,
     epsilon: float = 1e-9,
     weight_reg: float = 2e-7,
-    votes_at_a_time: int = VOTES_AT_A_TIME["em"],
+    votes_at_a_time: int | None = None,
     dtype: str | None = None,
 ) -> keras.Model:
     """Builds ReLU Conv1, PrimaryCaps, ConvCaps1, ConvCaps2 and Class Capsules.

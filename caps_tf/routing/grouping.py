@@ -1,17 +1,73 @@
-"""Votes that exist for a few images at a time."""
+"""Votes that exist for a few examples at a time, or for all: what the processor wants."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
+from caps_tf.processor import Processor
 from caps_tf.tensors import Tensor
 
-VOTES_AT_A_TIME = {"em": 2**22, "heinsen": 2**22, "sentences": 2**21, "attention": 2**24}
-"""Default bound on the bytes of votes that exist at the same time, by routing; "sentences" is for Heinsen's SST
-network. They suit the caches of processors. Give an accelerator 2**30 or more: it has more
-memory to fill, and wants few large kernels."""
+CACHED_VOTES = {"em": 2**22, "heinsen": 2**22, "attention": 2**24}
+"""Bytes of votes that exist at the same time on a CPU, by routing: what suits its caches."""
+
+VOTES_HELD = 10
+"""How many times its votes a routing holds during a training step: votes, deviations, their gradients. Measured."""
+AT_ONCE = 4
+"""A routing may take this part of an accelerator's memory, a quarter, while its votes exist."""
+KEPT = 16
+"""It keeps them for the gradient, as other layers do, if they take no more than this part, a sixteenth."""
+
+
+class Groups(NamedTuple):
+    """How a layer goes through its examples.
+
+    Attributes:
+        examples: how many have their votes at the same time, a divisor of the batch; None for all.
+        recompute: whether the gradient makes votes again, instead of keeping them and what was made of them.
+    """
+
+    examples: int | None
+    recompute: bool
+
+
+def choose_groups(
+    batch: int | None, elements: int, processor: Processor, cached_votes: int, votes_at_a_time: int | None = None
+) -> Groups:
+    """How a layer goes through its examples on a processor.
+
+    A CPU is fastest where votes stay in its cache: a few examples at a time. An accelerator wants few large operations:
+    all at once as long as they fit into its memory, and nothing made twice as long as there is plenty.
+
+    Args:
+        batch: examples in the batch; None where it is not known.
+        elements: numbers in the votes of one example, of four bytes each.
+        processor: what the layer runs on.
+        cached_votes: bytes of votes at a time on a CPU.
+        votes_at_a_time: bytes that the user wants instead, on any processor.
+
+    Returns:
+        `Groups`.
+
+    Example:
+        >>> gpu = Processor("gpu", "a GPU", memory=24 * 10**9)
+        >>> choose_groups(64, 2_000_000, Processor("cpu", "a CPU"), cached_votes=2**24)
+        Groups(examples=2, recompute=True)
+        >>> choose_groups(64, 2_000_000, gpu, cached_votes=2**24)   # 5 GB with all that is made of 0.5 GB of votes
+        Groups(examples=64, recompute=True)
+        >>> choose_groups(64, 100_000, gpu, cached_votes=2**24)
+        Groups(examples=64, recompute=False)
+    """
+    if votes_at_a_time or not processor.is_accelerator:
+        examples = images_at_a_time(batch, elements, votes_at_a_time or cached_votes)
+        return Groups(examples, recompute=examples != batch)
+    if batch is None or processor.memory is None:
+        return Groups(None, recompute=True)
+    held = VOTES_HELD * 4 * elements * batch
+    if held <= processor.memory // AT_ONCE:
+        return Groups(batch, recompute=held > processor.memory // KEPT)
+    return Groups(images_at_a_time(batch, VOTES_HELD * elements, processor.memory // AT_ONCE), recompute=True)
 
 
 def images_at_a_time(batch: int | None, elements: int, votes_at_a_time: int) -> int:
@@ -35,7 +91,7 @@ def map_groups(
     function: Callable[..., tuple[Tensor, ...]],
     grouped: tuple[Any, ...],
     shared: tuple[Any, ...],
-    group: int | None,
+    group: int | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     """Calls `function` for one group of images, or of parent positions, after the other.

@@ -12,6 +12,7 @@ the processor's cache, in the forward pass and again in the backward pass, which
 needs no votes at all: with uniform routing weights it is one matrix product.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -77,7 +78,9 @@ def routing_weights(children: Tensor, weights: Tensor, parents: Tensor) -> Tenso
     return ops.transpose(_share_out(_votes(children, weights), parents), (1, 0, 2))
 
 
-def next_parents(children: Tensor, weights: Tensor, parents: Tensor, group: int | None = None) -> Tensor:
+def next_parents(
+    children: Tensor, weights: Tensor, parents: Tensor, group: int | None = None, recompute: bool = True
+) -> Tensor:
     """One routing iteration: each child's votes, weighed by their agreement with the parents so far (equation 4).
 
     Args:
@@ -85,6 +88,7 @@ def next_parents(children: Tensor, weights: Tensor, parents: Tensor, group: int 
         weights: [c, j, y, z].
         parents: poses as they are before this routing iteration, [n, j, x, z].
         group: number of positions n whose votes exist at the same time, a divisor of n; all by default.
+        recompute: whether the gradient makes the votes again instead of keeping them.
 
     Returns:
         Parents before normalisation, [n, j, x, z].
@@ -97,8 +101,9 @@ def next_parents(children: Tensor, weights: Tensor, parents: Tensor, group: int 
     """
     children, weights, parents = map(bounded_values, (children, weights, parents))
     weights, parents = _parents_last(weights), _parents_last(parents)
+    route = _route_again if recompute else _route
     (routed,) = map_groups(
-        lambda children, parents, weights: (_route(children, weights, parents),), (children, parents), (weights,), group
+        lambda children, parents, weights: (route(children, weights, parents),), (children, parents), (weights,), group
     )
     return bounded(ops.transpose(routed, (0, 3, 1, 2)))
 
@@ -200,20 +205,26 @@ def route_sequentially(layers: Sequence[CapsuleLayer[Capsules]], children: Capsu
     return children
 
 
-@with_gradient
-def _route(children: Tensor, weights: Tensor, parents: Tensor) -> tuple[Tensor, Gradient]:
-    """[n, c, x, y], [c, y, z, j] and [n, x, z, j] to [n, x, z, j], with a gradient that keeps no votes.
+def _routed(
+    children: Tensor, weights: Tensor, parents: Tensor, recompute: bool = False
+) -> tuple[Tensor, Gradient]:
+    """[n, c, x, y], [c, y, z, j] and [n, x, z, j] to [n, x, z, j], with a gradient that keeps votes or makes them again.
 
     Let V be the votes, R the routing weights, s = 1 / sqrt(x z) and D the gradient that arrives. The gradient of
     the agreement is A_cj = s R_cj (<V_cj, D_j> - sum_j R_cj <V_cj, D_j>), of the parents sum_c A_cj V_cj, and of
     the votes R_cj D_j + A_cj parent_j, which goes on to poses and weights.
     """
-    votes = _votes(children, weights)
-    routed = _sum_over_children(_share_out(votes, parents), votes)
+
+    def make() -> tuple[Tensor, Tensor]:
+        votes = _votes(children, weights)
+        return votes, _share_out(votes, parents)
+
+    votes, shares = make()
+    routed = _sum_over_children(shares, votes)
+    kept = None if recompute else (votes, shares)
 
     def gradient(arriving):
-        votes = _votes(children, weights)
-        shares = _share_out(votes, parents)
+        votes, shares = kept or make()
         change = _dot(votes, arriving)
         change = change - ops.sum(shares * change, axis=-1, keepdims=True) * (1.0 + EPSILON)
         agreement = clipped(_scale(parents) * shares * change)
@@ -225,6 +236,10 @@ def _route(children: Tensor, weights: Tensor, parents: Tensor) -> tuple[Tensor, 
         )
 
     return routed, gradient
+
+
+_route = with_gradient(_routed)
+_route_again = with_gradient(functools.partial(_routed, recompute=True))
 
 
 # Votes are [c, n, x, z, j]: a matrix product puts them out in this order, and all that follows runs along j. They are

@@ -159,7 +159,7 @@ class RunConfig:
     votes_mib: int = _option(
         0,
         "network",
-        "MiB of votes that a layer holds at a time; 0: what suits a CPU's cache; raise it on an accelerator",
+        "MiB of votes that a layer holds at a time; 0: what suits a CPU's cache, on an accelerator all that fit",
         bound=NOT_NEGATIVE,
     )
 

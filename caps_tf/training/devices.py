@@ -6,6 +6,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from caps_tf.errors import UserError
+from caps_tf.processor import exact_float32, processor_of
 
 SLURM_PORTS = 20_000
 """The first of 20,000 ports, from which the number of the job chooses."""
@@ -20,7 +21,7 @@ def make_strategy(num_devices: int, cluster: str = "tf_config") -> tf.distribute
     With TF_CONFIG in the environment, or as tasks of a SLURM job step, each host runs this program and they train
     together (MultiWorkerMirroredStrategy) on all GPUs that they see. Otherwise `num_devices` GPUs of this machine share
     the work (MirroredStrategy); on a machine without GPUs, that many logical devices of its CPU do, which is how
-    distribution is tested.
+    distribution is tested. Float32 is what it says from then on, see `exact_float32`.
 
     Args:
         num_devices: GPUs (or logical CPU devices) of this machine.
@@ -32,6 +33,7 @@ def make_strategy(num_devices: int, cluster: str = "tf_config") -> tf.distribute
     Raises:
         UserError: if the machine has fewer GPUs, or TF_CONFIG or SLURM's variables cannot be used.
     """
+    exact_float32()
     if cluster == "slurm":
         return _join(_slurm_resolver, "SLURM's variables describe no job step: start the program with srun")
     if os.environ.get("TF_CONFIG"):
@@ -78,9 +80,9 @@ def _join(
 
 def describe_devices(strategy: tf.distribute.Strategy) -> str:
     """One line for the log: how many replicas train, on what. A GPU that TensorFlow cannot use shows here."""
-    count = strategy.num_replicas_in_sync
-    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU (TensorFlow finds no GPU)"
-    return f"{count} {'device' if count == 1 else 'devices'}, {kind}"
+    count, processor = strategy.num_replicas_in_sync, processor_of()
+    name = processor.describe() if processor.is_accelerator else "CPU (TensorFlow finds no GPU)"
+    return f"{count} {'device' if count == 1 else 'devices'}, {name}"
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -100,12 +102,28 @@ def num_processes(strategy: tf.distribute.Strategy) -> int:
     return max(1, sum(len(cluster.get(job, ())) for job in ("chief", "worker")))
 
 
+def prefetched(batches: tf.data.Dataset, device: str) -> tf.data.Dataset:
+    """The same batches, copied to a device ahead of their use; text stays where it is, for only the host has it.
+
+    Example:
+        >>> batches = prefetched(tf.data.Dataset.range(4).batch(2), "/CPU:0")
+        >>> [batch.numpy().tolist() for batch in batches]
+        [[0, 1], [2, 3]]
+    """
+    if any(spec.dtype == tf.string for spec in tf.nest.flatten(batches.element_spec)):
+        return batches
+    return batches.apply(tf.data.experimental.prefetch_to_device(device))
+
+
 def distribute(strategy: tf.distribute.Strategy, batches: tf.data.Dataset) -> tf.distribute.DistributedDataset:
     """Splits each global batch over the replicas of all hosts.
 
     Every host reads the same records in the same order and keeps its share of each batch, so that the batches are
-    those of a single device whatever the number of hosts.
+    those of a single device whatever the number of hosts. The next batch is copied to the device while this one is
+    computed on: the distributed data sets of strategies do that themselves.
     """
+    if strategy.num_replicas_in_sync == 1 and processor_of().kind == "gpu":
+        return prefetched(batches, "/GPU:0")
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return strategy.experimental_distribute_dataset(batches.with_options(options))
