@@ -129,7 +129,7 @@ def votes_by_layer(model: keras.Model, batch: int) -> dict[RoutingLayer, int]:
         >>> {layer.name: votes // 64 for layer, votes in votes_by_layer(model, batch=64).items()}
         {'conv_capsules_1': 663552, 'conv_capsules_2': 589824, 'class_capsules': 20480}
     """
-    found = {}
+    found: dict[RoutingLayer, int] = {}
     for layer in model.layers:
         if isinstance(layer, RoutingLayer):
             inputs, outputs = (

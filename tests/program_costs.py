@@ -57,16 +57,20 @@ TOKENS = 7
 
 def count(name: str) -> dict[str, int]:
     """Multiplications and bytes of the forward and backward pass of a network."""
-    model = NETWORKS[name]()
+    return read_program(training_program(NETWORKS[name]()))
+
+
+def training_program(model: keras.Model, batch: int = BATCH) -> str:
+    """The program that XLA gets of the forward and backward pass of a network."""
 
     def gradients(*inputs):
         with tf.GradientTape() as tape:
             outputs = keras.tree.flatten(model(tf.nest.pack_sequence_as(model.input, inputs), training=True))
-            objective = sum(tf.reduce_sum(tf.square(output)) for output in outputs)
+            objective = sum(tf.reduce_sum(tf.square(tf.cast(output, tf.float32))) for output in outputs)
         return tape.gradient(objective, model.trainable_variables)
 
-    shapes = [(BATCH, *(size or TOKENS for size in tensor.shape[1:])) for tensor in tf.nest.flatten(model.input)]
-    return read_program(program_text(gradients, *shapes))
+    shapes = [(batch, *(size or TOKENS for size in tensor.shape[1:])) for tensor in tf.nest.flatten(model.input)]
+    return program_text(gradients, *shapes)
 
 
 _RENAMES = {"parameter", "get-tuple-element", "reshape", "bitcast", "constant", "iota", "broadcast"}

@@ -23,8 +23,7 @@ ANY_BACKEND = sorted(
     for path in ROOT.glob(pattern)
 )
 ALLOWED = {
-    f"caps_tf.{name}"
-    for name in ("errors", "initializers", "layers", "losses", "models", "networks", "optimizers")
+    f"caps_tf.{name}" for name in ("errors", "initializers", "layers", "losses", "models", "networks", "optimizers")
 } | {"caps_tf.processor", "caps_tf.routing", "caps_tf.tensors"}
 
 

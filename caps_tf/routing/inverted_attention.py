@@ -205,9 +205,7 @@ def route_sequentially(layers: Sequence[CapsuleLayer[Capsules]], children: Capsu
     return children
 
 
-def _routed(
-    children: Tensor, weights: Tensor, parents: Tensor, recompute: bool = False
-) -> tuple[Tensor, Gradient]:
+def _routed(children: Tensor, weights: Tensor, parents: Tensor, recompute: bool = False) -> tuple[Tensor, Gradient]:
     """[n, c, x, y], [c, y, z, j] and [n, x, z, j] to [n, x, z, j], with a gradient that keeps votes or makes them again.
 
     Let V be the votes, R the routing weights, s = 1 / sqrt(x z) and D the gradient that arrives. The gradient of
