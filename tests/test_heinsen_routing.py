@@ -145,7 +145,9 @@ def test_votes_that_are_not_stored_are_as_exact_in_float32_as_stored_ones_where_
         found = form.of(poses, kernel, bias).about_mean_of(active)
         errors[form] = (
             np.abs(np.array(found.fit(weights)[1]) / variance - 1).max(),
-            np.abs(np.array(found.squared_distance(mean, precision)) / distance - 1).max(),
+            np.abs(
+                np.array(found.squared_distance(*map(ops.convert_to_tensor, (mean, precision)))) / distance - 1
+            ).max(),
         )
     assert errors[SharedVotes][0] < 1e-5
     assert errors[SharedVotes][1] < 2 * errors[StoredSharedVotes][1] < 1e-2
