@@ -9,9 +9,7 @@ import keras
 import tensorflow as tf
 
 from caps_tf.training.compilation import split_at_routing
-
-LossFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""Labels int [b] or targets float [b, classes], scores [b, classes] and margin to the loss of each example [b]."""
+from caps_tf.training.factories import LossFunction
 
 Scale = Callable[[tf.Tensor], tf.Tensor]
 """What the optimiser does to a loss before its gradient is taken; nothing in more than half precision."""
