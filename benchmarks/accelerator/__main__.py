@@ -60,7 +60,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="tiny networks on data made on the spot")
     parser.add_argument("--table", action="store_true", help="measure nothing: write what was measured as Markdown")
     found = parser.parse_args(arguments)
-    found.minutes = found.minutes or (TINY_MINUTES if found.tiny else 10.0)
+    if found.minutes is None:
+        found.minutes = TINY_MINUTES if found.tiny else 10.0
     found.work = (found.work or found.output / "work").resolve()
     _check(found)
     return found
