@@ -27,7 +27,7 @@ def measure_network(
     options: Mapping[str, Any],
     batch: int,
     precision: str,
-    seconds: float = 2.0,
+    seconds: float = 1.0,
     jit_compile: str = "on",
 ) -> None:
     """Emits a line for the forward pass and one for the training step.
