@@ -14,6 +14,8 @@ from caps_tf.errors import UserError
 
 SHARES = {"device": 0.05, "networks": 0.45, "cifar10": 0.25, "norb": 0.25}
 """Of the whole time, in order of worth. What a part leaves over, or does not run for, goes to those after it."""
+AT_LEAST = {"device": 45.0}
+"""Seconds that a part gets even if its share is less, up to half of what is left: all gaps need the ceilings."""
 LEAST_SECONDS = 2.0
 """With less than this a part is not begun."""
 OUT_OF_TIME = "the time ran out"
@@ -113,7 +115,9 @@ def run_parts(parts: Sequence[Part], whole: Deadline, log: Log) -> int:
             log.write(part.name, skipped=part.missing)
             continue
         shares = sum(SHARES[each.name] for each in parts[number:] if not each.missing)
-        deadline = whole.within(whole.remaining() * SHARES[part.name] / shares)
+        left = whole.remaining()
+        share = left * SHARES[part.name] / shares
+        deadline = whole.within(max(share, min(AT_LEAST.get(part.name, 0.0), left / 2)))
         if deadline.remaining() < LEAST_SECONDS:
             log.write(part.name, skipped=OUT_OF_TIME)
             continue

@@ -152,6 +152,7 @@ def _failures(lines: Sequence[Line]) -> str:
         reason = line.get("failed") or line.get("skipped")
         if reason:
             found[key] = f"- {' '.join(filter(None, key))}: {'failed: ' if line.get('failed') else 'skipped: '}{reason}"
-        elif "seconds" in line or "test_accuracy" in line:
-            found.pop(key, None)  # measured since
+        else:
+            for measured_since in (key, (line["part"], "", "", "")):
+                found.pop(measured_since, None)
     return "\n".join(found.values())
