@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -9,8 +10,19 @@ import numpy as np
 from benchmarks.ceilings import PRODUCTS, device_matmul, device_sum, median_seconds
 from benchmarks.steps import wait_for
 
-SIZE, ELEMENTS, TRANSFER, LAUNCHES = 8192, 2**28, 2**28, 1000
-TINY_SIZE, TINY_ELEMENTS, TINY_TRANSFER, TINY_LAUNCHES = 256, 2**16, 2**16, 20
+
+class Sizes(NamedTuple):
+    """Of what is measured: rows of the matrices, elements added, bytes sent to the device, and small operations."""
+
+    matrix: int
+    elements: int
+    transfer: int
+    launches: int
+
+
+ACCELERATOR = Sizes(8192, 2**28, 2**28, 1000)
+CPU = Sizes(2048, 2**25, 2**26, 1000)
+TINY = Sizes(256, 2**16, 2**16, 20)
 
 
 def measure_device(emit: Callable[..., None], tiny: bool = False) -> None:
@@ -20,16 +32,17 @@ def measure_device(emit: Callable[..., None], tiny: bool = False) -> None:
         emit: takes the figures of a line.
         tiny: with arrays that say nothing, to try it out.
     """
-    emit(name="device", **describe_device())
-    size, elements = (TINY_SIZE, TINY_ELEMENTS) if tiny else (SIZE, ELEMENTS)
+    device = describe_device()
+    emit(name="device", **device)
+    sizes = TINY if tiny else CPU if device["platform"] == "cpu" else ACCELERATOR
     for product in (*PRODUCTS, "default"):
         name = "matmul_float32_by_default" if product == "default" else f"matmul_{product}"
-        emit(name=name, gflops=round(device_matmul(product, size), 1), size=size)
-    emit(name="bandwidth", gigabytes_per_second=round(device_sum(elements), 2), elements=elements)
-    launches = TINY_LAUNCHES if tiny else LAUNCHES
-    emit(name="launch", microseconds=round(1e6 * _launch_seconds(launches), 2), launches=launches)
-    transfer = TINY_TRANSFER if tiny else TRANSFER
-    emit(name="transfer_to_device", gigabytes_per_second=round(_transfer(transfer), 2), bytes=transfer)
+        emit(name=name, gflops=round(device_matmul(product, sizes.matrix), 1), size=sizes.matrix)
+    bandwidth = device_sum(sizes.elements)
+    emit(name="bandwidth", gigabytes_per_second=round(bandwidth, 2), elements=sizes.elements)
+    emit(name="launch", microseconds=round(1e6 * _launch_seconds(sizes.launches), 2), launches=sizes.launches)
+    transfer = _transfer(sizes.transfer)
+    emit(name="transfer_to_device", gigabytes_per_second=round(transfer, 2), bytes=sizes.transfer)
 
 
 def describe_device() -> dict[str, object]:
