@@ -243,6 +243,18 @@ def test_a_training_run_that_fails_is_a_line(tmp_path, monkeypatch):
     assert line["failed"].startswith("exit code 2") and "none.py" in line["failed"]
 
 
+def test_norb_is_rendered_where_it_is_not_given(tmp_path, monkeypatch):
+    pytest.importorskip("embreex")
+    few = ("--instances_per_split=1", "--elevations=1", "--azimuths=2", "--image_size=16", "--num_processes=1")
+    monkeypatch.setattr(training, "RENDERING_FLAGS", few)
+    directory = training.render(Deadline(120), log_of(tmp_path), tmp_path)
+    assert len(list(directory.glob("*.mat"))) == 6
+    [line] = read_lines(tmp_path)
+    assert line["name"] == "rendering" and 1 <= line["lightings"] <= 6
+    with pytest.raises(UserError, match="the time ran out"):
+        training.render(Deadline(0.1), log_of(tmp_path), tmp_path / "late")
+
+
 def test_a_process_that_ends_well_has_no_failure(tmp_path):
     process = Process([sys.executable, "-c", "print('noise'); print(input())"], tmp_path / "errors")
     assert list(process.results(60, {"kind": "none"})) == [{"kind": "none"}]

@@ -21,7 +21,7 @@ class Sizes(NamedTuple):
 
 
 ACCELERATOR = Sizes(8192, 2**28, 2**28, 1000)
-CPU = Sizes(2048, 2**25, 2**26, 1000)
+CPU = Sizes(1024, 2**25, 2**26, 1000)
 TINY = Sizes(256, 2**16, 2**16, 20)
 
 

@@ -32,6 +32,8 @@ RESERVED, LEAST_RESERVED = 0.2, 10.0
 
 IMAGE_SECONDS = 0.006
 """Of one core, for one rendered image, on the safe side."""
+RENDERING_FLAGS = ("--overwrite",)
+"""Of the renderer, beside directory and lightings."""
 RENDERING_SHARE = 0.35
 """Of the part's time, at most, as far as that can be foretold."""
 
@@ -129,18 +131,18 @@ def render(deadline: Deadline, log: Log, work: Path) -> Path:
     Raises:
         UserError: if it was not done in time, or failed.
     """
-    cores, pairs = os.cpu_count() or 1, len(CATEGORIES) * 10 * len(ELEVATIONS) * len(AZIMUTHS)
-    affordable = RENDERING_SHARE * deadline.remaining() * cores / (2 * pairs * IMAGE_SECONDS)
+    cores, images = os.cpu_count() or 1, 2 * 10 * len(CATEGORIES) * len(ELEVATIONS) * len(AZIMUTHS)
+    affordable = RENDERING_SHARE * deadline.remaining() * cores / (images * IMAGE_SECONDS)
     lightings = max(1, min(len(LIGHTINGS), int(affordable)))
     start, directory = time.monotonic(), work / "renderedNORB"
     command = [sys.executable, "data/render_norb.py", f"--data_dir={directory}", f"--lightings={lightings}"]
-    process = Process([*command, "--overwrite"], work / "rendering.txt")
+    process = Process([*command, *RENDERING_FLAGS], work / "rendering.txt")
     for _ in process.results(deadline.remaining()):
         pass
     if process.failure:
         raise UserError(f"rendering: {process.failure}")
     seconds = round(time.monotonic() - start, 1)
-    log.write("norb", name="rendering", seconds=seconds, pairs=pairs * lightings, lightings=lightings, cores=cores)
+    log.write("norb", name="rendering", seconds=seconds, lightings=lightings, cores=cores)
     return directory
 
 
