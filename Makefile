@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 BACKEND_TESTS := tests/test_em_routing.py tests/test_heinsen_routing.py tests/test_heinsen_vectors.py \
   tests/test_inverted_attention.py tests/test_layers.py tests/test_models.py tests/test_attention_network.py \
   tests/test_finite_routing.py tests/test_routing_health.py tests/test_conv_capsules.py \
-  tests/test_accelerator_benchmark.py
+  tests/test_any_backend.py tests/test_accelerator_benchmark.py
 
 CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py cluster.py half_precision.py growth.py \
   download.py norb_format.py convert.py import_weights.py memory.py finite_routing.py)

@@ -101,16 +101,14 @@ def main(argv: list[str]) -> None:
         return
     config, timing = resolve()
     # Keras takes seconds to start: only once the flags are known to be good.
-    import keras
-
     from caps_tf.any_backend.data import read_images
-    from caps_tf.any_backend.trainer import AnyBackendTrainer
+    from caps_tf.any_backend.trainer import AnyBackendTrainer, memory_explained
 
     images = read_images(Path(config.dataset))
-    keras.utils.set_random_seed(config.seed)
     output = Path(OUTPUT.value)
-    trainer = AnyBackendTrainer(config, images, output, timing["steps"], paced=timing["minutes"] is not None)
-    with locked(output, "another process is training there: wait for its end, or stop it"):
+    in_use = "another process is training there: wait for its end, or stop it"
+    with memory_explained(), locked(output, in_use):
+        trainer = AnyBackendTrainer(config, images, output, timing["steps"], paced=timing["minutes"] is not None)
         if trainer.restore():
             print(f"going on from step {trainer.step} of {trainer.total_steps} in {output}", file=sys.stderr)
         elif timing["minutes"] is not None and timing["steps"] is None:

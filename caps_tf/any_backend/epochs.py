@@ -1,7 +1,10 @@
 """What an epoch's steps are made of, from seed and epoch alone: order, draws of augmentation, partners of mixup."""
 
+import importlib
+import random
 from collections.abc import Callable
 
+import keras
 import numpy as np
 
 from caps_tf.any_backend.augmentation import DRAWS
@@ -57,6 +60,36 @@ def training_inputs(
 def part_of(inputs: Inputs, start: int, stop: int, batch_size: int) -> Inputs:
     """The steps of an epoch from `start` to before `stop`."""
     return {name: values[start * batch_size : stop * batch_size] for name, values in inputs.items()}
+
+
+def set_seed(seed: int, epoch: int | None = None) -> None:
+    """Seeds what has no state of its own: initial weights, and PyTorch's dropout, which draws from one generator for all.
+
+    As `keras.utils.set_random_seed`, which would load TensorFlow wherever it is installed.
+
+    Args:
+        seed: of the run.
+        epoch: that begins; None before the network is built.
+
+    Example:
+        >>> set_seed(3)
+        >>> first = keras.layers.Dense(2)
+        >>> first.build((None, 2))
+        >>> set_seed(3)
+        >>> second = keras.layers.Dense(2)
+        >>> second.build((None, 2))
+        >>> bool((np.asarray(first.get_weights()[0]) == second.get_weights()[0]).all())
+        True
+    """
+    if epoch is not None:
+        seed = int(np.random.SeedSequence([seed, epoch, 3]).generate_state(1)[0])
+    if keras.config.backend() == "tensorflow":
+        keras.utils.set_random_seed(seed)
+        return
+    random.seed(seed)
+    np.random.seed(seed)
+    if keras.config.backend() == "torch":
+        importlib.import_module("torch").manual_seed(seed)
 
 
 def random_states(seed: int, epoch: int, count: int) -> list[np.ndarray]:

@@ -1,9 +1,10 @@
 """The training loop on any Keras backend: epochs of `fit`, states to go on from, and the test at the end."""
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 
 from caps_tf.any_backend.data import ImageSet, arrange
-from caps_tf.any_backend.epochs import part_of, random_states, training_inputs
+from caps_tf.any_backend.epochs import part_of, random_states, set_seed, training_inputs
 from caps_tf.any_backend.learner import Learner, evaluation_inputs
 from caps_tf.any_backend.pace import Pace
 from caps_tf.any_backend.state import RunLog, assign, load_state, save_state, values_of
@@ -27,7 +28,31 @@ SECONDS_BETWEEN_STATES = 10.0
 """A state is saved at the end of an epoch, unless the last one is younger; the last epoch's always is."""
 _MEASURED_SHARE, _MEASURED_SECONDS = 0.03, 3.0
 """The speed is measured for this share of a run's time, or for so many seconds if that is shorter."""
+_ALWAYS_READ = {"number": "int32", "weight": "float32", "margin": "float32"}
 _NOT_TESTED = ("train", "validation")
+
+
+@contextlib.contextmanager
+def memory_explained() -> Iterator[None]:
+    """Turns what the backends raise where a device's memory runs out into a `UserError`.
+
+    Example:
+        >>> with memory_explained():
+        ...     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+        Traceback (most recent call last):
+        ...
+        caps_tf.errors.UserError: out of memory (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes): lower \
+--batch_size or --votes_mib
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each backend has its own
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not any(words in text.lower() for words in ("resource_exhausted", "out of memory", "oom")):
+            raise
+        raise UserError(f"out of memory ({text[:200]}): lower --batch_size or --votes_mib") from error
 
 
 class Figures(NamedTuple):
@@ -71,6 +96,7 @@ class AnyBackendTrainer:
         if self.steps_per_epoch < 1:
             raise UserError(f"the training data make no whole batch of {config.batch_size}: lower --batch_size")
         num_classes = len(images.class_names)
+        set_seed(config.seed)
         self.network = make_model(config, {"image": preprocessing.input_shape(images)}, num_classes)
         self._learner = Learner(
             self.network, examples.images, examples.labels, preprocessing, make_loss(config), num_classes
@@ -81,6 +107,8 @@ class AnyBackendTrainer:
         )
         if self._pace:
             self._pace.attach(optimizer)
+        # Here and not at the first step, whose random numbers would be others.
+        self._learner({name: keras.KerasTensor((config.batch_size,), dtype) for name, dtype in _ALWAYS_READ.items()})
         optimizer.build(self._learner.trainable_variables)
         backend = keras.config.backend()
         self._learner.compile(
@@ -155,7 +183,7 @@ class AnyBackendTrainer:
         last = log.lines[-1] if log.lines else {}
         if "test_accuracy" not in last or last["step"] != self.step:
             last = self._test()
-            self._save_network()
+            self._save_network()  # before the line, which says that all is done
             log.write(last)
         return last
 
@@ -200,6 +228,7 @@ class AnyBackendTrainer:
             mixup=config.mixup,
             margin=lambda steps: self._margin(epoch * self.steps_per_epoch + steps),
         )
+        set_seed(config.seed, epoch)
         states = random_states(config.seed, epoch, len(self._random_states))
         assign(states, self._random_states)
         inputs = part_of(inputs, start, stop, config.batch_size)
