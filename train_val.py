@@ -8,7 +8,6 @@
 Exit codes: 0 trained to the end, 1 an error, in one line, 130 interrupted, 143 stopped by SIGTERM after saving.
 """
 
-import dataclasses
 import os
 import shutil
 import sys
@@ -26,8 +25,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 from caps_tf.errors import UserError
 from caps_tf.files import locked
 from caps_tf.limits import check_address_space
-from caps_tf.networks import readers
-from caps_tf.presets import list_presets, load_preset
+from caps_tf.presets import load_preset
+from caps_tf.run_flags import define_flags, overruled, print_presets
 from caps_tf.scripts import run_script
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import load_params, save_params
@@ -40,20 +39,6 @@ PARAMS_PATH = flags.DEFINE_string("params_path", None, "take the parameters of a
 RESET = flags.DEFINE_bool("reset", False, "with --load_dir: delete its checkpoints and logs and start over")
 
 IN_USE = "another process is training there: wait for its end, or stop it"
-
-
-def define_flags() -> None:
-    """One flag for each parameter of `RunConfig`, in its groups."""
-    kinds = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, bool: flags.DEFINE_bool}
-    for option in dataclasses.fields(RunConfig):
-        metadata, read_by = option.metadata, readers(option.name)
-        text = metadata["help"] + (f" ({', '.join(read_by)})" if read_by else "")
-        if metadata["choices"]:
-            flags.DEFINE_enum(option.name, option.default, metadata["choices"], text, module_name=metadata["group"])
-        else:
-            kinds[option.type](option.name, option.default, text, module_name=metadata["group"])
-        flags.declare_key_flag(option.name)
-    flags.DEFINE_alias("num_routing", "iter_routing", module_name="network")
 
 
 def resolve_config() -> RunConfig:
@@ -70,18 +55,7 @@ def resolve_config() -> RunConfig:
         params = load_params(PARAMS_PATH.value)
     elif preset.value:
         params = dict(load_preset(preset.value).flags)
-    given = {option.name for option in dataclasses.fields(RunConfig) if flags.FLAGS[option.name].present}
-    config = RunConfig(**params | {name: flags.FLAGS[name].value for name in given})
-    config.check_given(sorted(given))  # names iter_routing also where its other name, num_routing, was given
-    return config
-
-
-def print_presets() -> None:
-    """One line for each preset: its name and what it is."""
-    presets = list_presets()
-    width = max(map(len, presets))
-    for name, preset in presets.items():
-        print(f"{name:{width}}  {preset.about.summary}")
+    return overruled(params)
 
 
 def make_run_directory(config: RunConfig) -> Path:

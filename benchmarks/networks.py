@@ -71,13 +71,10 @@ def heinsen_sst(
     return Network(keras.models.clone_model(model, input_tensors=inputs), own_loss("heinsen_sst"), 2)
 
 
-def attention(
-    iterations: int, sequential: bool = False, votes_mib: int = 16, dtype: str | None = None, **options: Any
-) -> Network:
+def attention(iterations: int, sequential: bool = False, dtype: str | None = None, **options: Any) -> Network:
     model = models.attention_capsules(
-        (32, 32, 3), 10, iterations=iterations, sequential_routing=sequential, votes_at_a_time=votes_mib * 2**20,
-        dtype=dtype, **options,
-    )  # fmt: skip
+        (32, 32, 3), 10, iterations=iterations, sequential_routing=sequential, dtype=dtype, **options
+    )
     return Network(model, own_loss("attention"), 10)
 
 

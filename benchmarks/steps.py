@@ -1,6 +1,7 @@
 """Steps of training and of evaluation as functions of a batch of tensors, on the Keras backend at hand.
 
-On TensorFlow they are the trainer's and the tester's own. A step returns the loss as a number, so that all of it is done.
+On TensorFlow they are the trainer's and the tester's own. A step of `make_step` returns the loss as a number, so that all
+of it is done; one of `make_launch` returns it as the backend has it, on an accelerator maybe before it is computed.
 """
 
 import functools
@@ -15,6 +16,7 @@ from benchmarks.networks import Network
 
 Batch = Mapping[str, Any]
 Step = Callable[[Batch], float]
+Launch = Callable[[Batch], Any]
 
 
 def make_step(network: Network, kind: str, batch: int, precision: str = "float32", jit_compile: str = "on") -> Step:
@@ -27,6 +29,18 @@ def make_step(network: Network, kind: str, batch: int, precision: str = "float32
         precision: policy that the network was built with.
         jit_compile: as train_val.py's flag; other backends than TensorFlow do as they always do.
     """
+    launch = make_launch(network, kind, batch, precision, jit_compile)
+
+    def step(tensors):
+        loss = launch(tensors)
+        wait_for({"loss": loss})
+        return float(loss)
+
+    return step
+
+
+def make_launch(network: Network, kind: str, batch: int, precision: str = "float32", jit_compile: str = "on") -> Launch:
+    """Makes a step as `make_step` does, that does not wait for its end; its loss can be waited for (`wait_for`)."""
     backend = keras.config.backend()
     if backend == "tensorflow":
         return (_tensorflow_step if kind == "step" else _tensorflow_forward)(network, batch, precision, jit_compile)
@@ -36,8 +50,13 @@ def make_step(network: Network, kind: str, batch: int, precision: str = "float32
 
 
 def wait_for(tensors: Batch) -> None:
-    """Returns when the tensors are where the backend computes."""
-    if keras.config.backend() == "jax":
+    """Returns when the tensors are computed, and are where the backend computes."""
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            tf.test.experimental.sync_devices()
+    elif keras.config.backend() == "jax":
         import jax
 
         jax.block_until_ready(tensors)
@@ -83,7 +102,7 @@ def _tensorflow_step(network, batch, precision, jit_compile):
     margin, stop = tf.constant(0.2), tf.constant(0.0)
 
     def step(tensors):
-        return float(train_step(dict(tensors), margin, stop).loss)
+        return train_step(dict(tensors), margin, stop).loss
 
     return step
 
@@ -148,8 +167,8 @@ def _jax_step(network):
 
     def step(tensors):
         nonlocal state
-        state, loss = jax.block_until_ready(advance(state, *_split(network, tensors)))
-        return float(loss)
+        state, loss = advance(state, *_split(network, tensors))
+        return loss
 
     return step
 
@@ -167,7 +186,7 @@ def _jax_forward(network):
     state = [
         [variable.value for variable in group] for group in (model.trainable_variables, model.non_trainable_variables)
     ]
-    return lambda tensors: float(jax.block_until_ready(score(*state, *_split(network, tensors)))[1])
+    return lambda tensors: score(*state, *_split(network, tensors))[1]
 
 
 def _torch_step(network):
@@ -183,8 +202,7 @@ def _torch_step(network):
         gradients = [variable.value.grad for variable in model.trainable_variables]
         with torch.no_grad():
             optimizer.apply(gradients, model.trainable_variables)
-        wait_for({"loss": loss})
-        return float(loss)
+        return loss.detach()
 
     return step
 
@@ -195,6 +213,6 @@ def _torch_forward(network):
     def step(tensors):
         inputs, labels = _split(network, tensors)
         with torch.no_grad():
-            return float(ops.mean(network.loss(labels, network.model(inputs, training=False))))
+            return ops.mean(network.loss(labels, network.model(inputs, training=False)))
 
     return step

@@ -1,7 +1,6 @@
 """The attention network on a folder of colour images and on NORB, and EM routing on that folder, by the scripts."""
 
 import json
-import os
 
 import pytest
 
@@ -64,22 +63,3 @@ def test_a_configuration_that_is_wrong_or_missing_is_one_clear_line(folder, tmp_
     missing = run_script("train_val.py", *flags, "--config_path=nowhere.json", check=False)
     expect_one_line(missing, "nowhere.json", "cifar10, cifar100")
     assert not (tmp_path / "logs").exists()
-
-
-def test_the_example_for_any_backend_trains_and_goes_on_where_it_stopped(folder, tmp_path):
-    def run(epochs):
-        process = run_script(
-            "examples/cifar10_any_backend.py",
-            *(f"--data={folder}", f"--directory={tmp_path}", f"--config={ATTENTION}", "--backbone=simple"),
-            *("--batch_size=16", f"--epochs={epochs}", "--rate=0.05", "--drops", "1"),
-            environment={"KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow")},
-        )
-        return [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
-
-    assert [line["epoch"] for line in run(1)] == [1]
-    again = run(2)
-    assert [line["epoch"] for line in again] == [2]
-    assert 0 <= again[0]["test_accuracy"] <= 1 and again[0]["images_per_second"] > 0
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in log] == [1, 2] and log[1] == again[0]
-    assert run(2) == []

@@ -7,7 +7,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from caps_tf.data import records
-from caps_tf.data.datasets import ImageDataset, SentenceDataset, image_paths
+from caps_tf.data.datasets import ImageDataset, SentenceDataset
+from caps_tf.data.image_folder import image_paths
 
 
 def find_damage(dataset: ImageDataset | SentenceDataset) -> str | None:

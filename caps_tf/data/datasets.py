@@ -6,9 +6,9 @@ from pathlib import Path
 
 import requests
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
 
 from caps_tf.data import conversion
+from caps_tf.data.image_folder import inspect_folder
 from caps_tf.data.viewpoints import DEGREES, STEPS
 from caps_tf.errors import UserError
 
@@ -18,8 +18,6 @@ NORB_NAMES = ("smallNORB", "renderedNORB")
 VIEWPOINT_FEATURES = ("instance", "label_elevation", "label_azimuth", "label_lighting")
 
 _FETCH = {"smallNORB": "./data/download.sh", "renderedNORB": "python data/render_norb.py"}
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")  # what tfds.ImageFolder reads
-_OTHER_SUFFIXES = (".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".heic", ".ppm", ".pgm", ".npy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,51 +175,11 @@ def _download(builder: tfds.core.DatasetBuilder, data_dir: Path) -> None:
         ) from error
 
 
-def image_paths(directory: Path) -> list[Path]:
-    """The images of an image folder, sorted.
-
-    Raises:
-        UserError: it holds images of a format that is not read, which would be left out silently.
-    """
-    paths = []
-    for path in sorted(directory.glob("*/*/*")):
-        if path.suffix.lower() in _OTHER_SUFFIXES:
-            raise UserError(f"{path}: only PNG and JPEG are read: convert or remove it")
-        if path.suffix.lower() in _IMAGE_SUFFIXES:
-            paths.append(path)
-    return paths
-
-
 def _open_image_folder(directory: Path) -> ImageDataset | SentenceDataset:
-    """Looks at the header of every image, so that what cannot be trained on is reported before training."""
-    first: tuple[Path, tuple[int, int]] | None = None
-    same_size, colour, num_bytes, count = True, False, 0, 0
-    trained: set[str] = set()
-    tested: set[str] = set()
-    for path in image_paths(directory):
-        try:
-            with Image.open(path) as image:
-                size, mode, kind = image.size, image.mode, image.format
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
-            raise UserError(f"{path}: cannot be read as an image: {error}: fix or remove it") from None
-        if kind not in ("PNG", "JPEG"):
-            raise UserError(f"{path}: is {kind} under the name of another format: convert or remove it")
-        (trained if path.parts[-3] == "train" else tested).add(path.parts[-2])
-        first = first or (path, size)
-        same_size &= size == first[1]
-        colour |= mode not in ("1", "L", "LA", "I", "I;16")
-        num_bytes += path.stat().st_size
-        count += 1
-    if first is None:
-        raise UserError(f"{directory}: holds no images: expected train/<class>/*.png and test/<class>/*.png")
-    if trained and len(trained | tested) < 2:
-        raise UserError(f"{directory}: holds one class, {trained.pop()!r}, and nothing to tell it from: add another")
-    if trained and tested - trained:
-        raise UserError(f"{directory}: no training images of class {min(tested - trained)!r}: add some, or remove it")
-    width, height = first[1] if same_size else (None, None)
-    shape = (height, width, 3 if colour else 1)
-    builder = tfds.ImageFolder(os.fspath(directory), shape=shape)
-    return _describe(builder, name=directory.resolve().name, record_bytes=num_bytes // count)
+    contents = inspect_folder(directory)
+    builder = tfds.ImageFolder(os.fspath(directory), shape=contents.shape)
+    record_bytes = contents.num_bytes // len(contents.paths)
+    return _describe(builder, name=directory.resolve().name, record_bytes=record_bytes)
 
 
 def _describe(

@@ -3,12 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from caps_tf.errors import UserError
-
-if TYPE_CHECKING:  # flags are checked before TensorFlow starts
-    from caps_tf.data.datasets import ImageDataset
 
 VIEWS = ("both", "left", "right", "stereo")
 NORMALIZATIONS = ("image", "channel", "none")
@@ -24,6 +21,19 @@ AUGMENTATIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """What differs from the defaults of `Preprocessing`, by the names that users know."""
+
+
+class HasImages(Protocol):
+    """What preprocessing asks of a data set: its name, the shape (h, w, c) of one view, and whether there are two."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int]: ...
+
+    @property
+    def has_stereo(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Preprocessing:
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
-    def input_shape(self, dataset: "ImageDataset") -> tuple[int, int, int]:
+    def input_shape(self, dataset: HasImages) -> tuple[int, int, int]:
         """The shape of the network's input, (h, w, c).
 
         Raises:

@@ -1,10 +1,7 @@
-"""Which records train, validate and test: held-out records or toys, and the novel-viewpoint protocol.
-
-Validation records always come from the training files; the test files are for the final figure only.
-"""
+"""The parts of a data set (`parts`) as splits of TensorFlow Datasets, whose records tf.data reads."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,13 +11,10 @@ import tensorflow_datasets as tfds
 
 from caps_tf.data.damage import find_damage
 from caps_tf.data.datasets import VIEWPOINT_FEATURES, ImageDataset, SentenceDataset
-from caps_tf.data.viewpoints import are_familiar, parse_viewpoints, to_degrees
+from caps_tf.data.parts import check_proportion, divide
 from caps_tf.errors import UserError
 
 Dataset = TypeVar("Dataset", bound=ImageDataset | SentenceDataset, covariant=True)
-
-_Part = tuple[str, int, int, np.ndarray | None]
-"""Source, start, stop, and which of the records of the source, None for all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,62 +76,12 @@ def make_splits(
         >>> {name: split.num_records for name, split in splits.items()}  # doctest: +SKIP
         {'train': 7287, 'validation': 813, 'familiar': 8100, 'novel': 16200}
     """
-    _check_proportion(val_prop)
-    ranges = parse_viewpoints(viewpoints)
-    if (ranges or val_instances) and not dataset.has_viewpoints:
-        raise UserError(f"{dataset.name}: its records name neither toys nor viewpoints: use val_prop only")
-    read_labels = functools.cache(functools.partial(_viewpoint_labels, dataset))
-
-    parts: dict[str, _Part]
-    whole = dataset.num_train
-    if val_instances:
-        validates = _held_out(dataset, read_labels("train")["instance"], val_instances)
-        parts = {"train": ("train", 0, whole, ~validates), "validation": ("train", 0, whole, validates)}
-    else:
-        cut = whole - round(val_prop * whole)
-        parts = {"train": ("train", 0, cut, None)}
-        if val_prop:
-            parts["validation"] = ("train", cut, whole, None)
-    parts["test"] = (dataset.test_split, 0, dataset.num_test, None)
-    if ranges:
-        parts = _apart(parts, lambda source: are_familiar(ranges, _degrees(dataset, read_labels(source))))
-
-    splits = {}
-    for name, (source, start, stop, chosen) in parts.items():
-        keep = None if chosen is None else chosen[start:stop]
-        num_records = stop - start if keep is None else int(keep.sum())
-        if not num_records:
-            raise UserError(f"{dataset.name}: no records for {name}: change val_prop, val_instances or viewpoints")
-        splits[name] = Split(dataset, name, source, start, stop, num_records, keep)
-    return splits
-
-
-def _held_out(dataset: ImageDataset, instances: np.ndarray, val_instances: Sequence[int]) -> np.ndarray:
-    """Which training records are of the toys that validate."""
-    present = np.unique(instances).tolist()
-    for instance in val_instances:
-        if instance not in present:
-            known = ", ".join(map(str, present))
-            raise UserError(f"{dataset.name}: no records for validation of instance {instance}: it trains on {known}")
-    return np.isin(instances, val_instances)
-
-
-def _apart(parts: Mapping[str, _Part], familiar: Callable[[str], np.ndarray]) -> dict[str, _Part]:
-    """Leaves familiar viewpoints to every part, and makes two of the test."""
-    kept: dict[str, _Part] = {}
-    for name, (source, start, stop, chosen) in parts.items():
-        known = familiar(source)
-        if name == "test":
-            kept["familiar"], kept["novel"] = (source, start, stop, known), (source, start, stop, ~known)
-        else:
-            kept[name] = (source, start, stop, known if chosen is None else chosen & known)
-    return kept
-
-
-def _degrees(dataset: ImageDataset, labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    unit = dataset.viewpoint_unit
-    assert unit is not None, "make_splits refuses data without viewpoints"
-    return {factor: to_degrees(factor, labels[f"label_{factor}"], unit) for factor in ("azimuth", "elevation")}
+    read_labels = functools.partial(_viewpoint_labels, dataset)
+    parts = divide(dataset, read_labels, val_prop, val_instances, viewpoints)
+    return {
+        name: Split(dataset, name, part.source, part.start, part.stop, part.num_records, part.keep)
+        for name, part in parts.items()
+    }
 
 
 def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dict[str, Split[SentenceDataset]]:
@@ -153,7 +97,7 @@ def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dic
     Raises:
         UserError: a split would be empty.
     """
-    _check_proportion(val_prop)
+    check_proportion(val_prop)
     held_out = 0 if dataset.num_validation else round(val_prop * dataset.num_train)
     parts = {"train": ("train", 0, dataset.num_train - held_out)}
     if dataset.num_validation:
@@ -166,11 +110,6 @@ def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dic
     return {
         name: Split(dataset, name, source, start, stop, stop - start) for name, (source, start, stop) in parts.items()
     }
-
-
-def _check_proportion(val_prop: float) -> None:
-    if not 0 <= val_prop < 1:
-        raise UserError(f"val_prop must be at least 0 and below 1, not {val_prop}")
 
 
 def _viewpoint_labels(dataset: ImageDataset, source: str) -> dict[str, np.ndarray]:

@@ -11,11 +11,11 @@ from caps_tf.data.damage import find_damage
 from caps_tf.data.datasets import ImageDataset, SentenceDataset, open_dataset
 from caps_tf.data.images import evaluation_batches, num_examples, training_batches
 from caps_tf.data.mixup import mixed_batches
-from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits
 from caps_tf.data.viewpoints import STEPS
 from caps_tf.errors import UserError
-from caps_tf.training.config import RunConfig, parse_size
+from caps_tf.training.config import RunConfig
+from caps_tf.training.factories import make_preprocessing
 
 
 class TrainingData(NamedTuple):
@@ -154,26 +154,7 @@ def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
 
 
 def _images(config: RunConfig, dataset: ImageDataset) -> _Source:
-    # NORB's published sizes are the default for NORB only; other images are taken as they are.
-    is_norb = dataset.viewpoint_unit == STEPS
-    crop = parse_size(config.image_size or ("32" if is_norb else "0"), "image_size")
-    halves = is_norb and (crop is None or max(crop) <= 48)
-    resize = parse_size(config.resize or ("48" if halves else "0"), "resize")
-    augment = config.augment
-    if augment == "auto":
-        augment = "norb" if is_norb and config.normalize != "none" else "crop"
-    channel_mean, channel_std = config.channel_statistics()
-    preprocessing = Preprocessing(
-        resize=resize,
-        pad=config.pad,
-        pad_mode=config.pad_mode,
-        crop=crop,
-        normalize=config.normalize,
-        channel_mean=channel_mean,
-        channel_std=channel_std,
-        views=config.views,
-        **AUGMENTATIONS[augment],
-    )
+    preprocessing = make_preprocessing(config, dataset.viewpoint_unit == STEPS)
     batches: dict[str, Any] = {"preprocessing": preprocessing, "batch_size": config.batch_size}
     return _Source(
         input_shapes={"image": preprocessing.input_shape(dataset)},

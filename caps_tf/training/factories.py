@@ -1,17 +1,20 @@
-"""From parameters to parts: the network and the loss that train_val.py and test.py share."""
+"""From parameters to parts: network, loss and preprocessing, which all scripts share, on any Keras backend."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
-import tensorflow as tf
 
+from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.errors import UserError
 from caps_tf.layers import CapsuleLayer
 from caps_tf.losses import spread_loss
 from caps_tf.networks import NETWORKS
-from caps_tf.training.config import RunConfig
-from caps_tf.training.gradients import LossFunction
+from caps_tf.tensors import Tensor
+from caps_tf.training.config import RunConfig, parse_size
+
+LossFunction = Callable[[Tensor, Tensor, Tensor | float], Tensor]
+"""Labels int [b] or targets float [b, classes], scores [b, classes] and margin to the loss of each example [b]."""
 
 _EXAMPLE_SHAPE = {"image": lambda shape: [shape], "embedding": lambda shape: shape[1:]}
 """The sizes of a feature that builders are called with: an image's shape; depth and width of sentence embeddings."""
@@ -63,7 +66,7 @@ def make_loss(config: RunConfig) -> LossFunction:
     return functools.partial(loss, from_logits=NETWORKS[config.network].logits)
 
 
-def cross_entropy(labels: tf.Tensor, scores: tf.Tensor, margin: tf.Tensor, from_logits: bool = False) -> tf.Tensor:
+def cross_entropy(labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: bool = False) -> Tensor:
     """Cross-entropy of each example, [b].
 
     Args:
@@ -74,17 +77,17 @@ def cross_entropy(labels: tf.Tensor, scores: tf.Tensor, margin: tf.Tensor, from_
         from_logits: whether scores are logits.
 
     Example:
-        >>> scores = tf.constant([[0.5, 0.25, 0.25]])
-        >>> hard, soft = tf.constant([1]), tf.constant([[0.5, 0.5, 0.0]])
+        >>> scores = keras.ops.array([[0.5, 0.25, 0.25]])
+        >>> hard, soft = keras.ops.array([1]), keras.ops.array([[0.5, 0.5, 0.0]])
         >>> [round(float(cross_entropy(labels, scores, 0.0)[0]), 4) for labels in (hard, soft)]
         [1.3863, 1.0397]
     """
-    soft = labels.shape.rank == 2
+    soft = len(labels.shape) == 2
     kind = keras.losses.categorical_crossentropy if soft else keras.losses.sparse_categorical_crossentropy
     return kind(labels, scores, from_logits=from_logits)
 
 
-def spread(labels: tf.Tensor, scores: tf.Tensor, margin: tf.Tensor, from_logits: bool = False) -> tf.Tensor:
+def spread(labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: bool = False) -> Tensor:
     """Spread loss of each example, [b]; of a softmax of the scores, if they are logits."""
     return spread_loss(labels, keras.ops.softmax(scores) if from_logits else scores, margin)
 
@@ -93,3 +96,30 @@ def capsule_outputs(model: keras.Model) -> dict[str, tuple[keras.KerasTensor, ke
     """Poses and activations (or scores) of each capsule layer of a model, by layer name, in order; empty for a plain CNN."""
     found = {layer.name: layer.capsules_of(layer.output) for layer in model.layers if isinstance(layer, CapsuleLayer)}
     return {name: capsules for name, capsules in found.items() if capsules}
+
+
+def make_preprocessing(config: RunConfig, is_norb: bool) -> Preprocessing:
+    """What is done to the images of a run; the published sizes and augmentation of NORB are the default for NORB only.
+
+    Example:
+        >>> make_preprocessing(RunConfig(), is_norb=True).crop, make_preprocessing(RunConfig(), is_norb=False).crop
+        ((32, 32), None)
+    """
+    crop = parse_size(config.image_size or ("32" if is_norb else "0"), "image_size")
+    halves = is_norb and (crop is None or max(crop) <= 48)
+    resize = parse_size(config.resize or ("48" if halves else "0"), "resize")
+    augment = config.augment
+    if augment == "auto":
+        augment = "norb" if is_norb and config.normalize != "none" else "crop"
+    channel_mean, channel_std = config.channel_statistics()
+    return Preprocessing(
+        resize=resize,
+        pad=config.pad,
+        pad_mode=config.pad_mode,
+        crop=crop,
+        normalize=config.normalize,
+        channel_mean=channel_mean,
+        channel_std=channel_std,
+        views=config.views,
+        **AUGMENTATIONS[augment],
+    )

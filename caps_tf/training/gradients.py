@@ -9,9 +9,7 @@ import keras
 import tensorflow as tf
 
 from caps_tf.training.compilation import split_at_routing
-
-LossFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-"""Labels int [b] or targets float [b, classes], scores [b, classes] and margin to the loss of each example [b]."""
+from caps_tf.training.factories import LossFunction
 
 Scale = Callable[[tf.Tensor], tf.Tensor]
 """The optimiser's scaling of the loss before the gradient is taken; the identity without a loss scale."""

@@ -12,16 +12,20 @@ from caps_tf.files import write_atomically
 from caps_tf.training.config import RunConfig
 
 
-def save_params(config: RunConfig, path: str | os.PathLike[str]) -> None:
-    """Writes a run's parameters as JSON, atomically."""
-    write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+def save_params(config: RunConfig, path: str | os.PathLike[str], **others: Any) -> None:
+    """Writes a run's parameters as JSON, and `others` beside them, atomically."""
+    write_atomically(path, (json.dumps({**dataclasses.asdict(config), **others}, indent=2) + "\n").encode())
 
 
-def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_params(path: str | os.PathLike[str], others: tuple[str, ...] = ()) -> dict[str, Any]:
     """Reads what `save_params` wrote, and leaves the checking of values to `RunConfig`.
 
+    Args:
+        path: the file.
+        others: names that the file may hold beside the fields of `RunConfig`.
+
     Returns:
-        Parameters by name, a subset of the fields of `RunConfig`.
+        Parameters by name, a subset of the fields of `RunConfig` and of `others`.
 
     Raises:
         UserError: if the file cannot be read, is not JSON, or names a parameter that this version does not have.
@@ -38,7 +42,7 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise UserError(f"{path}: expected an object of parameters, not {type(params).__name__}")
     params = current_names(params)
-    unknown = sorted(set(params) - {option.name for option in dataclasses.fields(RunConfig)})
+    unknown = sorted(set(params) - {option.name for option in dataclasses.fields(RunConfig)} - set(others))
     if unknown:
         raise UserError(f"{path}: this version has no parameter {unknown[0]!r}: use the version that wrote it")
     try:

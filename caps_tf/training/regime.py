@@ -67,14 +67,25 @@ def make_momentum(config: RunConfig, steps_per_epoch: int) -> float | schedules.
     return config.momentum
 
 
-def make_optimizer(config: RunConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def make_optimizer(
+    config: RunConfig,
+    steps_per_epoch: int,
+    timed: Callable[[schedules.LearningRateSchedule], schedules.LearningRateSchedule] = lambda schedule: schedule,
+) -> keras.optimizers.Optimizer:
     """The optimiser of a run; with a loss scale if weights are trained in float16.
+
+    Args:
+        config: the run's parameters.
+        steps_per_epoch: steps in an epoch.
+        timed: what is made of each schedule, to run it at another pace.
 
     Example:
         >>> make_optimizer(RunConfig(optimizer="radam", schedule="one_cycle"), steps_per_epoch=100).name
         'rectified_adam'
     """
-    rate, momentum = make_learning_rate(config, steps_per_epoch), make_momentum(config, steps_per_epoch)
+    rate, momentum = timed(make_learning_rate(config, steps_per_epoch)), make_momentum(config, steps_per_epoch)
+    if callable(momentum):
+        momentum = timed(momentum)
     if config.optimizer == "sgd":
         optimizer = MomentumSGD(rate, momentum, l2=config.weight_decay)
     else:

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from caps_tf.training.compilation import split_at_routing
 from caps_tf.training.devices import distribute
-from caps_tf.training.gradients import Labels, LossFunction, make_gradients
+from caps_tf.training.factories import LossFunction
+from caps_tf.training.gradients import Labels, make_gradients
 
 Batch = Mapping[str, tf.Tensor]
 """By name: the model's inputs, "label" int [b], where labels are soft "target" float [b, classes], and in evaluation
