@@ -105,8 +105,9 @@ def main(argv: list[str]) -> None:
     from caps_tf.training.data import make_training_data
     from caps_tf.training.devices import describe_devices, is_chief, make_strategy
     from caps_tf.training.failures import explained
-    from caps_tf.training.memory import check_memory, describe_votes
+    from caps_tf.training.memory import check_memory
     from caps_tf.training.trainer import Trainer
+    from caps_tf.training.votes import describe_votes
 
     strategy = make_strategy(config.num_gpus, config.cluster)
     data = make_training_data(config)

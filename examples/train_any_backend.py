@@ -103,12 +103,17 @@ def main(argv: list[str]) -> None:
     # Keras takes seconds to start: only once the flags are known to be good.
     from caps_tf.any_backend.data import read_images
     from caps_tf.any_backend.trainer import AnyBackendTrainer, memory_explained
+    from caps_tf.processor import exact_float32, processor_of
+    from caps_tf.training.votes import describe_votes
 
+    exact_float32()
     images = read_images(Path(config.dataset))
     output = Path(OUTPUT.value)
     in_use = "another process is training there: wait for its end, or stop it"
     with memory_explained(), locked(output, in_use):
         trainer = AnyBackendTrainer(config, images, output, timing["steps"], paced=timing["minutes"] is not None)
+        print(f"training in {output} on {processor_of().describe()}", file=sys.stderr)
+        print(describe_votes(trainer.network, config.batch_size, processor_of()), file=sys.stderr)
         if trainer.restore():
             print(f"going on from step {trainer.step} of {trainer.total_steps} in {output}", file=sys.stderr)
         elif timing["minutes"] is not None and timing["steps"] is None:

@@ -17,7 +17,8 @@ from caps_tf.routing.grouping import AT_ONCE, KEPT, VOTES_HELD, Groups, choose_g
 from caps_tf.training import devices, memory
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TrainingData
-from caps_tf.training.memory import check_memory, describe_votes
+from caps_tf.training.memory import check_memory
+from caps_tf.training.votes import describe_votes
 from tests.networks import tiny
 from tests.program_costs import training_program
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from importlib import metadata
 from typing import NamedTuple
 
 import keras
@@ -9,6 +10,7 @@ import numpy as np
 
 from benchmarks.ceilings import PRODUCTS, device_matmul, device_sum, median_seconds
 from benchmarks.steps import wait_for
+from caps_tf.processor import processor_of
 
 
 class Sizes(NamedTuple):
@@ -46,33 +48,10 @@ def measure_device(emit: Callable[..., None], tiny: bool = False) -> None:
 
 
 def describe_device() -> dict[str, object]:
-    """What the backend calls the device that it computes on, and how much memory that has where it tells."""
-    backend = keras.config.backend()
-    if backend == "jax":
-        import jax
-
-        first = jax.devices()[0]
-        memory = (first.memory_stats() or {}).get("bytes_limit")
-        return _described(first.platform, first.device_kind, jax.device_count(), memory, jax.__version__)
-    if backend == "torch":
-        import torch
-
-        if not torch.cuda.is_available():
-            return _described("cpu", "cpu", 1, None, torch.__version__)
-        first = torch.cuda.get_device_properties(0)
-        details = {"processors": first.multi_processor_count, "capability": f"{first.major}.{first.minor}"}
-        found = _described("gpu", first.name, torch.cuda.device_count(), first.total_memory, torch.__version__)
-        return {**found, **details}
-    import tensorflow as tf
-
-    devices = tf.config.list_physical_devices("GPU")
-    kind = tf.config.experimental.get_device_details(devices[0]).get("device_name", "gpu") if devices else "cpu"
-    return _described("gpu" if devices else "cpu", kind, max(1, len(devices)), None, tf.__version__)
-
-
-def _described(platform: str, kind: str, count: int, memory: int | None, version: str) -> dict[str, object]:
-    found = {"platform": platform, "device": kind, "devices": count, "backend_version": str(version)}
-    return found if memory is None else {**found, "memory_gb": round(memory / 1e9, 2)}
+    """What the backend calls the device that it computes on, and the memory that it may take of it where that is known."""
+    processor, backend = processor_of(), keras.config.backend()
+    found = {"platform": processor.kind, "device": processor.name, "backend_version": metadata.version(backend)}
+    return found if processor.memory is None else {**found, "memory_gb": round(processor.memory / 1e9, 2)}
 
 
 def _launch_seconds(launches: int) -> float:

@@ -11,6 +11,7 @@ from benchmarks.networks import NETWORKS, random_batch
 from benchmarks.process import peak_mib
 from benchmarks.steps import Batch, Launch, device_peak_mib, make_launch, wait_for
 from caps_tf.costs import count_costs
+from caps_tf.processor import exact_float32
 
 KINDS = ("forward", "step")
 """The forward pass first: its peak of memory is smaller, and no backend forgets the peaks of what came before."""
@@ -41,6 +42,7 @@ def measure_network(
         seconds: about how long to time each of the two, compiling not counted.
         jit_compile: as train_val.py's flag.
     """
+    exact_float32()
     built = NETWORKS[network](**options, dtype=precision)
     costs = count_costs(built.model, batch)
     generator = np.random.default_rng()

@@ -10,7 +10,7 @@ from benchmarks.results import lower_limit
 from benchmarks.rows import ROWS, Row
 
 PRECISIONS = ("float32", "mixed_bfloat16")
-CEILINGS = {"float32": ("matmul_tf32", "matmul_float32"), "mixed_bfloat16": ("matmul_bfloat16",)}
+CEILINGS = {"float32": ("matmul_float32",), "mixed_bfloat16": ("matmul_bfloat16",)}
 """The products that a precision may use; the fastest is its ceiling."""
 WORTH = (
     *("attention_2_batch_128", "em_2", "heinsen_norb", "em_96", "cnn", "vector_routing", "heinsen_sst"),

@@ -1,14 +1,12 @@
-"""Whether a training step fits into memory, and how its votes are made to, found out before a run starts."""
+"""Whether a training step fits into memory, found out before a run starts."""
 
 import keras
 import tensorflow as tf
 
-from caps_tf.costs import estimate_memory, votes_by_layer
+from caps_tf.costs import estimate_memory
 from caps_tf.errors import UserError
-from caps_tf.layers import RoutingLayer
 from caps_tf.limits import available_memory
 from caps_tf.processor import Processor, processor_of
-from caps_tf.routing.grouping import choose_groups
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TrainingData
 from caps_tf.training.factories import make_model
@@ -46,33 +44,3 @@ def check_memory(config: RunConfig, data: TrainingData, strategy: tf.distribute.
 
 def _have_memory_of_their_own(strategy: tf.distribute.Strategy, processor: Processor) -> bool:
     return processor.is_accelerator or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
-def describe_votes(model: keras.Model, batch_size: int, processor: Processor) -> str:
-    """How the layers of a network go through a batch on a processor, for the log; empty without layers that choose.
-
-    Args:
-        model: the network.
-        batch_size: examples in the batch of one device.
-        processor: what it runs on.
-
-    Example:
-        >>> from caps_tf.models import matrix_capsules
-        >>> describe_votes(matrix_capsules((32, 32, 1), num_classes=5), 64, Processor("cpu", "CPU"))
-        'votes of 64 examples: conv_capsules_1 1 at a time, conv_capsules_2 1 at a time, class_capsules 32 at a time'
-    """
-    try:
-        votes = votes_by_layer(model, batch_size)
-    except ValueError:  # sentences have any length
-        return ""
-    chosen = {layer: _choice(layer, batch_size, votes[layer] // batch_size, processor) for layer in votes}
-    described = ", ".join(f"{layer.name} {choice}" for layer, choice in chosen.items() if choice)
-    return described and f"votes of {batch_size} examples: {described}"
-
-
-def _choice(layer: RoutingLayer, batch: int, elements: int, processor: Processor) -> str:
-    if layer.cached_votes is None:
-        return ""
-    examples, recompute = choose_groups(batch, elements, processor, layer.cached_votes, layer.votes_at_a_time)
-    at_a_time = "all at once" if examples in (None, batch) else f"{examples} at a time"
-    return at_a_time + (", made again for the gradient" if recompute and examples in (None, batch) else "")
