@@ -54,6 +54,11 @@ def run_script(script, *flags, check=True, environment=None, limits=(), timeout=
 
     `limits` are pairs of one of resource's RLIMIT_* and what it allows.
     """
+
+    def set_limits():
+        for kind, size in limits:
+            resource.setrlimit(kind, (size, size))
+
     process = subprocess.run(
         [sys.executable, script, *flags],
         cwd=ROOT,
@@ -61,7 +66,7 @@ def run_script(script, *flags, check=True, environment=None, limits=(), timeout=
         capture_output=True,
         text=True,
         timeout=timeout,
-        preexec_fn=lambda: [resource.setrlimit(kind, (size, size)) for kind, size in limits],
+        preexec_fn=set_limits if limits else None,  # JAX's threads mind a fork that runs Python
     )
     if check and process.returncode != 0:
         raise AssertionError(f"{script} {' '.join(flags)} failed:\n{process.stdout}\n{process.stderr[-4000:]}")
