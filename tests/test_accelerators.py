@@ -1,16 +1,27 @@
 """Layers choose by the processor that they run on; what can be shown of accelerators without one."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import ops
 
 from caps_tf import processor
 from caps_tf.errors import UserError
-from caps_tf.layers import EMClassCapsules, HeinsenRouting, capsule_layer
+from caps_tf.layers import (
+    AttentionConvCapsules,
+    AttentionDenseCapsules,
+    CapsuleStack,
+    EMClassCapsules,
+    HeinsenRouting,
+    attention_capsules,
+    capsule_layer,
+)
 from caps_tf.networks import NETWORKS
 from caps_tf.processor import CPU, Processor, processor_of
 from caps_tf.routing.grouping import AT_ONCE, KEPT, VOTES_HELD, Groups, choose_groups
@@ -85,6 +96,29 @@ def test_the_result_does_not_depend_on_the_processor(name, arguments, monkeypatc
     on_cpu = model(inputs)
     monkeypatch.setattr(capsule_layer, "processor_of", lambda tensor: GPU)
     np.testing.assert_allclose(model(inputs), on_cpu, rtol=1e-4, atol=1e-5)
+
+
+def test_votes_of_attention_are_products_of_bfloat16_on_an_accelerator_under_a_mixed_policy(monkeypatch):
+    inputs = np.random.default_rng(0).normal(size=(2, 5, 5, 3, 4, 4)).astype("float32")
+    found, programs = {}, {}
+    for where, policy in ((CPU, "float32"), (CPU, "mixed_bfloat16"), (GPU, "mixed_bfloat16")):
+        for module in (capsule_layer, attention_capsules):
+            monkeypatch.setattr(module, "processor_of", lambda tensor, where=where: where)
+        keras.utils.set_random_seed(0)
+        layers = [
+            AttentionConvCapsules(4, kernel_size=3, dtype=policy, name="low"),
+            AttentionDenseCapsules(5, dtype=policy, name="high"),
+        ]
+        stack, children = CapsuleStack(layers, iterations=3, dtype=policy), keras.Input(inputs.shape[1:])
+        model = keras.Model(children, stack(children))
+        found[where.kind, policy] = np.array(ops.cast(model(inputs), "float32"))
+        programs[where.kind, policy] = training_program(model)
+    products = {where: len(re.findall(r" = bf16\[\S* dot\(", program)) for where, program in programs.items()}
+    assert products["cpu", "float32"] == 0
+    assert products["gpu", "mixed_bfloat16"] > products["cpu", "mixed_bfloat16"]
+    largest = np.abs(found["cpu", "float32"]).max()
+    error, least = (np.abs(found[kind, "mixed_bfloat16"] - found["cpu", "float32"]).max() for kind in ("gpu", "cpu"))
+    assert error < 0.02 * largest and error < 3 * least
 
 
 def test_a_layer_that_was_saved_on_one_processor_chooses_again_on_another(on_a_gpu):

@@ -8,6 +8,7 @@ from keras import ops
 from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer
 from caps_tf.layers.convolution import ConvolutionalCapsules
 from caps_tf.layers.precision import routing_dtype
+from caps_tf.processor import processor_of
 from caps_tf.routing.grouping import CACHED_VOTES, Groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
 from caps_tf.routing.inverted_attention import first_parents, next_parents, routing_weights
@@ -174,9 +175,18 @@ class AttentionCapsules(RoutingLayer):
         if parents is None:
             routed = ops.cast(first_parents(children, ops.cast(kernel, children.dtype)), self._precision)
         else:
-            children, kernel, parents = (ops.cast(tensor, self._precision) for tensor in (children, kernel, parents))
+            children, kernel = (ops.cast(tensor, self._votes_precision(children)) for tensor in (children, kernel))
+            parents = ops.cast(parents, self._precision)
             routed = next_parents(children, kernel, parents, *self._groups_of_positions(children, positions))
         return self._finish(routed)
+
+    def _votes_precision(self, children) -> str:
+        """What votes are products of: bfloat16 under a mixed policy where matrix units take it, and else as all routing.
+
+        Votes in float16 could overflow, and a CPU gains nothing.
+        """
+        halves = self.compute_dtype == "bfloat16" and processor_of(children).is_accelerator
+        return "bfloat16" if halves else self._precision
 
     def _finish(self, routed):
         """Drops elements of the parents' poses, and normalises the poses."""

@@ -75,7 +75,7 @@ def routing_weights(children: Tensor, weights: Tensor, parents: Tensor) -> Tenso
     """
     children, weights, parents = map(bounded_values, (children, weights, parents))
     weights, parents = _parents_last(weights), _parents_last(parents)
-    return ops.transpose(_share_out(_votes(children, weights), parents), (1, 0, 2))
+    return ops.transpose(_share_out(_votes(children, weights, parents), parents), (1, 0, 2))
 
 
 def next_parents(
@@ -84,9 +84,11 @@ def next_parents(
     """One routing iteration: each child's votes, weighed by their agreement with the parents so far (equation 4).
 
     Args:
-        children: poses, [n, c, x, y]. Float32 or float64, as all three.
-        weights: [c, j, y, z].
-        parents: poses as they are before this routing iteration, [n, j, x, z].
+        children: poses, [n, c, x, y].
+        weights: [c, j, y, z], in the precision of the children. That may be bfloat16 where the processor adds up its
+            products in float32: votes are then as exact as their factors, and all else is computed in the
+            parents' precision.
+        parents: poses as they are before this routing iteration, [n, j, x, z]. Float32 or float64.
         group: number of positions n whose votes exist at the same time, a divisor of n; all by default.
         recompute: whether the gradient makes the votes again instead of keeping them.
 
@@ -214,7 +216,7 @@ def _routed(children: Tensor, weights: Tensor, parents: Tensor, recompute: bool 
     """
 
     def make() -> tuple[Tensor, Tensor]:
-        votes = _votes(children, weights)
+        votes = _votes(children, weights, parents)
         return votes, _share_out(votes, parents)
 
     votes, shares = make()
@@ -227,6 +229,7 @@ def _routed(children: Tensor, weights: Tensor, parents: Tensor, recompute: bool 
         change = change - ops.sum(shares * change, axis=-1, keepdims=True) * (1.0 + EPSILON)
         agreement = clipped(_scale(parents) * shares * change)
         votes_gradient = _outer(shares, arriving) + _outer(agreement, parents)
+        votes_gradient = ops.cast(votes_gradient, children.dtype)
         return (
             ops.einsum("cnxzj,cyzj->ncxy", votes_gradient, weights),
             ops.einsum("ncxy,cnxzj->cyzj", children, votes_gradient),
@@ -244,8 +247,9 @@ _route_again = with_gradient(functools.partial(_routed, recompute=True))
 # multiplied and summed rather than contracted by einsum, which would transpose them first; compilers fuse the two.
 
 
-def _votes(children: Tensor, weights: Tensor) -> Tensor:
-    return ops.einsum("ncxy,cyzj->cnxzj", children, weights)
+def _votes(children: Tensor, weights: Tensor, parents: Tensor) -> Tensor:
+    """In the precision of the parents; factors in half precision are multiplied as they are."""
+    return ops.cast(ops.einsum("ncxy,cyzj->cnxzj", children, weights), parents.dtype)
 
 
 def _dot(votes: Tensor, parents: Tensor) -> Tensor:
