@@ -7,13 +7,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # What runs on every Keras backend.
-BACKEND_TESTS := tests/test_em_routing.py tests/test_heinsen_routing.py tests/test_heinsen_vectors.py \
-  tests/test_inverted_attention.py tests/test_layers.py tests/test_models.py tests/test_attention_network.py \
-  tests/test_finite_routing.py tests/test_routing_health.py tests/test_conv_capsules.py \
-  tests/test_any_backend.py
+BACKEND_TESTS := $(addprefix tests/test_,em_routing.py heinsen_routing.py heinsen_vectors.py heinsen_vector_layers.py \
+  inverted_attention.py attention_layers.py layers.py models.py attention_network.py finite_routing.py \
+  routing_health.py conv_capsules.py any_backend.py)
 
-CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py cluster.py half_precision.py growth.py \
-  download.py norb_format.py convert.py import_weights.py memory.py finite_routing.py)
+CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py full_disks.py cluster.py \
+  half_precision.py growth.py download.py norb_matrix.py norb_format.py convert.py import_weights.py memory.py \
+  finite_routing.py)
 
 .PHONY: demo test test-backends test-jax test-torch campaign lint format install clean
 

@@ -69,7 +69,7 @@ def _input(row: Row, full: bool) -> dict[str, object]:
 
 
 def _wait(row: Row, settings) -> dict[str, object]:
-    """Trains, and tells the share of the time that passes before a batch is there."""
+    """Trains, and returns the share of the time spent waiting for a batch."""
     from benchmarks.networks import NETWORKS
     from benchmarks.steps import make_step
     from caps_tf.training.data import make_training_data

@@ -19,7 +19,7 @@ def peak_mib(of_children: bool = False) -> float:
 
 
 def held_mib() -> float:
-    """What is in memory now; where the system does not tell, what the most was."""
+    """Memory in use now, or the peak if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
     except OSError:

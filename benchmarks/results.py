@@ -17,7 +17,7 @@ COLUMNS = (
 )
 BEGIN, END = "<!-- results: python -m benchmarks -->", "<!-- end of results -->"
 BUSY = 0.1
-"""Processors that others kept busy meanwhile, above which a figure was taken on a busy machine."""
+"""Processors kept busy by other programs, above which a figure counts as taken on a busy machine."""
 
 Result = dict[str, str]
 
@@ -164,7 +164,7 @@ def _figures(figures: Figures) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Three digits that count.
+    """Three significant digits.
 
     Example:
         >>> [_number(value) for value in (0.02812, 1.666, 13.4, 1234.5)]

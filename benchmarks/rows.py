@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds a step and gigabytes (10^9 bytes) at the most; None where nobody says."""
+    """Seconds per step and peak gigabytes (10^9 bytes); None if not published."""
 
     seconds: float | None = None
     gigabytes: float | None = None

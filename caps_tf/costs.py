@@ -1,9 +1,9 @@
 """What a network must at least compute and move: multiplications and bytes, counted from the shapes of its layers.
 
-The count is of the algorithm and not of a program. It knows Keras's convolutions and dense layers, and asks the others
-that contract (`CountedLayer`); what lies between them can be computed on the way and costs nothing here. With n parent positions
-of all images, c children of a parent, j parent types, poses of d = x y elements, and T iterations, the forward pass
-multiplies
+The count is that of the algorithm, not of a program. It covers Keras's convolutions and dense layers, and the layers
+that count their own contractions (`CountedLayer`); operations between these can be fused with them and count as free.
+With n parent positions of all images, c children of a parent, j parent types, poses of d = x y elements, and T
+iterations, the forward pass multiplies
 
     convolution, dense           outputs x inputs of one output
     votes                        n c j d y        pose [x, y] times weight [y, y]
@@ -21,7 +21,7 @@ network's input need only one of them, that of the other factor.
 
 A step must move, in elements of 4 bytes, what these layers read and write: their inputs and outputs forward; inputs
 again, gradients of outputs, and gradients of inputs backward; weights forward and backward, their gradients twice, and
-Adam's two means and the weights both ways. Nothing that exists only inside a layer counts, the votes least of all.
+Adam's two means and the weights both ways. What exists only inside a layer, such as the votes, does not count.
 """
 
 import functools
@@ -31,6 +31,7 @@ from typing import NamedTuple
 import keras
 
 from caps_tf.layers.capsule_layer import CountedLayer, LayerCost
+from caps_tf.tensors import is_among
 
 Shape = tuple[int, ...]
 
@@ -40,11 +41,11 @@ WEIGHT_ACCESSES = 10
 
 # Fitted to what networks were measured to hold, rounded up: benchmarks/README.md.
 STARTUP = 10**9
-"""Bytes that XLA takes to compile a step, threads, and batches that wait, whatever the network."""
+"""Bytes for XLA's compilation of a step, threads, and queued batches; the same for all networks."""
 LAYERS_HELD = 3
-"""How many times what its layers read and write a step holds at the most: activations, gradients, transposed copies."""
+"""Peak memory of activations, gradients and transposed copies, as a multiple of what the layers read and write."""
 VOTES_HELD = 10
-"""How many times one example's votes in the largest layer a step holds: votes, deviations, their gradients."""
+"""Peak memory of votes, deviations and their gradients, as a multiple of one example's votes in the largest layer."""
 
 
 class Cost(NamedTuple):
@@ -98,7 +99,7 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
         inputs, outputs = (
             [tensor.shape for tensor in keras.tree.flatten(value)] for value in (layer.input, layer.output)
         )
-        first = all(any(tensor is other for other in unweighted) for tensor in keras.tree.flatten(layer.input))
+        first = all(is_among(tensor, unweighted) for tensor in keras.tree.flatten(layer.input))
         counted = _count_layer(layer, inputs, outputs, batch)
         if counted is None:
             if first:

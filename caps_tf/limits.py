@@ -1,4 +1,4 @@
-"""How much memory this process may still take, without TensorFlow: it is asked before that is imported."""
+"""How much memory this process may still use; works without TensorFlow, as it is called before that is imported."""
 
 import resource
 from pathlib import Path
@@ -12,9 +12,9 @@ ADDRESS_SPACE_OF_TENSORFLOW = 4 * 10**9
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still get: the machine's, or less where its control group or `ulimit -v` say so.
+    """Bytes that this process can still allocate: the machine's free memory, or less if limited.
 
-    None where the system does not tell.
+    Limits are those of its control group and of `ulimit -v`. None if the system does not report them.
     """
     limits = []
     try:

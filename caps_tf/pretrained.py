@@ -20,7 +20,7 @@ SUFFIXES = (".keras", ".weights.h5")
 
 
 def import_weights(network: str, state: StateDict, image_size: int = 96) -> keras.Model:
-    """Builds a network of the sizes that a state dict tells, with its weights.
+    """Builds a network with the sizes and the weights of a state dict.
 
     Args:
         network: "heinsen_norb" or "heinsen_sst".

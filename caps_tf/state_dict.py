@@ -2,8 +2,8 @@
 
 `torch.save` has written two formats, and both are read:
 
-    since 1.6   a zip archive: <name>/data.pkl is the pickle, <name>/data/<key> are the storages, in the writer's order
-                of bytes, which <name>/byteorder tells (little if it does not)
+    since 1.6   a zip archive: <name>/data.pkl is the pickle, <name>/data/<key> are the storages, in the writer's byte
+                order, which <name>/byteorder holds (little-endian if there is no such file)
     before      five pickles after each other: a magic number, the version of the format, the writer's byte order, the
                 pickle, the keys of the storages; then each storage, as its number of elements (int64) and its elements
 

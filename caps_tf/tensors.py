@@ -1,6 +1,6 @@
-"""The type of tensors in signatures: `Tensor`."""
+"""The type of tensors in signatures, `Tensor`, and which of several tensors is the same: `is_among`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 
@@ -73,3 +73,20 @@ class Tensor(Protocol):
     def __and__(self, other: Any, /) -> "Tensor": ...
 
     def __or__(self, other: Any, /) -> "Tensor": ...
+
+
+def is_among(tensor: object, others: Iterable[object]) -> bool:
+    """Whether a tensor or variable is one of others: the same object, not one of equal value.
+
+    `tensor in others` asks `==`, which compares tensors element by element.
+
+    Args:
+        tensor: of any Keras backend, symbolic or not.
+        others: where to look for it.
+
+    Example:
+        >>> ones, same_value = np.ones(3), np.ones(3)
+        >>> is_among(ones, [same_value, ones]), is_among(ones, [same_value])
+        (True, False)
+    """
+    return any(tensor is other for other in others)

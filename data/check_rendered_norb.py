@@ -22,7 +22,7 @@ from caps_tf.scripts import run_script
 FLAGS = flags.FLAGS
 flags.DEFINE_string("storage", ".", "directory that holds data/ and logs/")
 flags.DEFINE_string("data_dir", None, "where the six files are [<storage>/data/renderedNORB]")
-flags.DEFINE_integer("max_test", None, "look only at so many test pairs, evenly spread [all]", lower_bound=1)
+flags.DEFINE_integer("max_test", None, "how many test pairs to use, evenly spread [all]", lower_bound=1)
 
 
 def left_images(split: norb_format.NorbSplit, max_count: int | None) -> tuple[np.ndarray, np.ndarray]:

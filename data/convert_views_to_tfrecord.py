@@ -34,8 +34,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "train_objects",
     "5",
-    "one number: so many objects of each category train, the first; several with commas: exactly these (a lone one: "
-    "'3,')",
+    "objects of each category that train; one number: how many, from the first on; a list with commas: exactly these "
+    "(a list of one: '3,')",
 )
 flags.DEFINE_string("image_size", "", "pixels to resize to, N or ROWSxCOLUMNS [as they are, if square and of one size]")
 flags.DEFINE_bool("colour", False, "keep the colours")

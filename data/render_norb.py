@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from caps_tf.errors import UserError
 from caps_tf.scripts import run_script
 
-_HOW = "one number: so many, evenly spread; several with commas: exactly these (a lone one: '40,')"
+_HOW = "one number: how many, evenly spread; a list with commas: exactly these (a list of one: '40,')"
 FLAGS = flags.FLAGS
 flags.DEFINE_string("storage", ".", "directory that holds data/ and logs/")
 flags.DEFINE_string("data_dir", None, "where the files go [<storage>/data/renderedNORB]")

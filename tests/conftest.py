@@ -15,8 +15,7 @@ import pytest
 if keras.config.backend() == "torch":
     import torch
 
-    # Elsewhere the output of a layer can be read as an array as it is; PyTorch wants to hear that its gradient is not
-    # needed.
+    # Other backends convert the output of a layer to an array as it is; PyTorch requires that it is detached first.
     plain_array = torch.Tensor.__array__
 
     def detached_array(tensor, dtype=None, copy=None):

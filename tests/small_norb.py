@@ -1,5 +1,6 @@
 """A tiny data set in the NORB format whose categories a network can learn in seconds, and scripts run on it."""
 
+import gzip
 import os
 import resource
 import subprocess
@@ -38,6 +39,14 @@ def write_small_norb(directory, size=(24, 24), elevations=(0, 1, 8), azimuths=(0
         prefix = norb_format.split_prefix("smallnorb", instances, elevations, azimuths, (0,), size[0])
         for kind, array in (("dat", images), ("cat", category), ("info", info)):
             norb_matrix.write_matrix(directory / f"{prefix}-{split}-{kind}.mat", array)
+
+
+def compress(path: Path) -> Path:
+    """Puts a file.gz in the place of a file."""
+    packed = path.with_name(path.name + ".gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    return packed
 
 
 def run_script(script, *flags, check=True, environment=None, limits=(), timeout=300):

@@ -246,8 +246,8 @@ LAYERS = {
     ),
 }
 SUITE_ELSEWHERE = (layers.DefinableVectorRouting, layers.CapsuleStack)
-"""Their weights are those of other layers, which the suite cannot make anew for each precision: test_heinsen_vectors.py,
-test_inverted_attention.py."""
+"""Their weights are those of other layers, which the suite cannot make anew for each precision: see
+test_heinsen_vector_layers.py and test_attention_layers.py."""
 
 
 def test_every_exported_routing_layer_is_here():

@@ -18,6 +18,7 @@ from caps_tf.any_backend.pace import Pace
 from caps_tf.any_backend.state import RunLog, assign, load_state, save_state, values_of
 from caps_tf.data.viewpoints import STEPS
 from caps_tf.errors import UserError
+from caps_tf.tensors import is_among
 from caps_tf.training.config import RunConfig
 from caps_tf.training.factories import make_loss, make_model, make_preprocessing
 from caps_tf.training.regime import make_margin_schedule, make_optimizer
@@ -119,9 +120,7 @@ class AnyBackendTrainer:
         )
         self._variables = [*self.network.weights, *optimizer.variables]
         known = [*self._learner.weights, *self._learner.metrics_variables]
-        self._random_states = [
-            variable for variable in self._learner.variables if not any(variable is each for each in known)
-        ]
+        self._random_states = [variable for variable in self._learner.variables if not is_among(variable, known)]
         self._margin_schedule = make_margin_schedule(config)
         self.step = 0
         self._stretch(steps or config.epoch * self.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Plain classifiers: what they reach tells how much of a data set is given away without capsules."""
+"""Plain classifiers, whose accuracy shows how much of a data set can be classified without capsules."""
 
 from collections.abc import Callable
 

@@ -12,7 +12,7 @@ from caps_tf.data.image_folder import image_paths
 
 
 def find_damage(dataset: ImageDataset | SentenceDataset) -> str | None:
-    """Reads all of a data set until something is wrong, and tells what, where, and what to do; None if all is well.
+    """Reads a data set up to the first damage; says what is damaged, where, and what to do, or None if nothing is.
 
     Example:
         >>> find_damage(open_dataset("data/fashion_mnist"))  # doctest: +SKIP

@@ -160,8 +160,8 @@ def training_objects(objects: Mapping[str, Sequence[str]], text: str) -> dict[st
 
     Args:
         objects: of `objects_by_category`.
-        text: a number: so many, the first ones; several with commas: exactly these, in every category (a lone one needs
-            a comma too: "3,").
+        text: one number n for the first n objects, or a list with commas for exactly these objects of every category
+            (a list of one needs its comma: "3,").
 
     Raises:
         UserError: a category lacks one of them, or none would be left to test.

@@ -58,7 +58,7 @@ def read_results(run: PathLike) -> list[ViewpointResult]:
         run: directory of a run trained with `--viewpoints` and tested with `--ckpt_name=all`.
 
     Returns:
-        One result a tested checkpoint, in the order of their steps.
+        One result for each tested checkpoint, in the order of their steps.
 
     Raises:
         UserError: if there is no report, or one without familiar and novel viewpoints.
@@ -70,8 +70,8 @@ def read_networks(runs: Iterable[PathLike]) -> dict[str, list[Run]]:
     """Reads several runs, and puts those of one network together.
 
     Runs are of one network where all parameters but the seed, names, places and devices agree. A network is called by
-    its preset, if it has one of its own, or by its architecture; where an architecture stands in several groups, the
-    names tell what they differ in.
+    its preset, if it has one of its own, or by its architecture; if several groups share an architecture, their
+    names say in which parameters they differ.
 
     Args:
         runs: directories, as `read_results` takes them.
@@ -151,8 +151,8 @@ def at_familiar(run: Run, familiar: float) -> ViewpointResult:
         familiar: share of right answers on familiar viewpoints.
 
     Returns:
-        The result there. Where already the first checkpoint is better, that checkpoint as it is: its own familiar
-        accuracy then tells that it is not matched.
+        The result there. If already the first checkpoint is better, that checkpoint as it is; its higher familiar
+        accuracy shows that it is not matched.
 
     Raises:
         UserError: no checkpoint of the run reaches it.
@@ -216,7 +216,7 @@ def _spread(shares: Sequence[float]) -> str:
 
 
 def comparison_figure(networks: Mapping[str, Sequence[Run]], familiar: float | None = None) -> Figure:
-    """Draws novel over familiar accuracy: a dot for each checkpoint, and a line a network.
+    """Draws novel over familiar accuracy: a dot for each checkpoint, and a line for each network.
 
     The line is the mean over the network's runs of `at_familiar`; a diamond with the standard deviation between runs
     marks where familiar accuracy is matched.

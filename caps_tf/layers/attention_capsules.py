@@ -128,7 +128,7 @@ class AttentionCapsules(RoutingLayer):
         """What routing children uniformly does; `CapsuleStack.routing_trace` knows the iterations after that.
 
         Args:
-            children: as of a call; a few images, for all their votes are made.
+            children: as in a call, but of a few images only, since all their votes are computed.
 
         Returns:
             `RoutingTrace` of one step; n counts parent positions of all images.

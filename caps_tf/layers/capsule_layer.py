@@ -39,7 +39,7 @@ def multiplications_of_votes(iterations: int) -> int:
 
 
 class CountedLayer(keras.layers.Layer):
-    """A layer that contracts, and says how much: `caps_tf.costs` adds it up."""
+    """A layer that counts the multiplications of its contractions; `caps_tf.costs` adds them up."""
 
     def layer_cost(self, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> LayerCost:
         """Counts the multiplications of a forward pass.
@@ -71,8 +71,8 @@ class RoutingLayer(CapsuleLayer):
     """Base class of all layers that route.
 
     XLA compiles a network from its first routing layer on, the memory check takes the largest votes of one of them, and
-    `--routing_gauges` reads their traces. A class of its own defines, besides what a Keras layer needs, `layer_cost`,
-    `routing_trace`, and `capsules_of` if its calls return something else than poses and activations.
+    `--routing_gauges` reads their traces. A subclass defines, in addition to what a Keras layer needs,
+    `layer_cost`, `routing_trace`, and `capsules_of` if its calls return anything but poses and activations.
 
     Example:
         >>> from caps_tf.layers import EMConvCapsules, PrimaryCapsules
@@ -84,7 +84,7 @@ class RoutingLayer(CapsuleLayer):
         """What each routing iteration does with children, for `caps_tf.routing.health`.
 
         Args:
-            *children: as of a call; a few examples, for all their votes may be made.
+            *children: as in a call, but of a few examples only, since all their votes may be computed.
 
         Raises:
             NotImplementedError: unless the class says how.

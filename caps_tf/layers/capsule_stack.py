@@ -79,11 +79,11 @@ class CapsuleStack(RoutingLayer):
         """What each call of each layer does with its children, for gauges of routing health.
 
         Args:
-            children: as of a call; a few images, for all their votes are made.
+            children: as in a call, but of a few images only, since all their votes are computed.
 
         Returns:
-            `RoutingTrace` of each layer by its name, of those that tell their steps (`AttentionCapsules`). A layer has
-            as many steps as the schedule calls it, and in each its own children.
+            `RoutingTrace` by layer name, for the layers that can trace their steps (`AttentionCapsules`). There is one
+            step for each call of a layer by the schedule, with the children of that call.
 
         Example:
             >>> from caps_tf.layers import AttentionConvCapsules, AttentionDenseCapsules

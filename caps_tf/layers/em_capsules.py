@@ -114,7 +114,7 @@ class EMCapsules(RoutingLayer):
         """What each routing iteration does with children, for gauges of routing health.
 
         Args:
-            children: as of a call; a few images, for all their votes are kept.
+            children: as in a call, but of a few images only, since all their votes are kept.
 
         Returns:
             `RoutingTrace` in single precision; n counts parent positions of all images.

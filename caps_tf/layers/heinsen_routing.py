@@ -39,7 +39,7 @@ class HeinsenRouting(RoutingLayer):
         votes_at_a_time: bytes of votes that may exist at the same time, if the batch divides so and one example's
             votes are no more; less costs time, and so does more than the processor's cache holds.
         bias_initializer: of B; zeros as published. Parents that share all children start as copies of the same
-            average but for W; noise tells them apart, and learning begins at once.
+            average, apart from W; noise makes them differ, so that learning begins at once.
         **kwargs: arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -164,7 +164,7 @@ class HeinsenRouting(RoutingLayer):
         """What each routing iteration does with children, for gauges of routing health.
 
         Args:
-            children: as of a call; a few examples, for all their votes are made.
+            children: as in a call, but of a few examples only, since all their votes are computed.
             n_out: number of parents, only where the layer leaves it open.
 
         Returns:

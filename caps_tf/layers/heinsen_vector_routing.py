@@ -1,4 +1,4 @@
-"""Routing of vectors in sequences: the efficient form, and the form with four networks of one's own."""
+"""Routing of vectors in sequences: the efficient form, and the general form with four networks supplied by the user."""
 
 import math
 from collections.abc import Callable
@@ -66,8 +66,8 @@ class VectorRouting(RoutingLayer):
         """How each routing iteration shares the inputs among the outputs, for gauges of routing health.
 
         Args:
-            x: as of a call.
-            mask: as of a call, or a padding mask.
+            x: as in a call.
+            mask: as in a call, or a padding mask.
 
         Returns:
             `RoutingTrace` of routing weights and activations alone: there are no Gaussians, and no votes are made. n
@@ -276,7 +276,7 @@ class HeinsenVectorRouting(VectorRouting):
 
 @keras.saving.register_keras_serializable(package="caps_tf")
 class DefinableVectorRouting(VectorRouting):
-    """Routes vectors with four networks of one's own: the general form of Heinsen (2022), algorithm 1.
+    """Routes vectors with four networks supplied by the user: the general form of Heinsen (2022), algorithm 1.
 
     `HeinsenVectorRouting` is a special case, which needs less memory than F and S here can.
 
@@ -295,7 +295,7 @@ class DefinableVectorRouting(VectorRouting):
     A, F, G and S are Keras layers or functions of tensors; the layer can be saved where they can: layers, and
     functions registered with `keras.saving.register_keras_serializable`.
 
-    Call arguments, returns and errors: as of `HeinsenVectorRouting`.
+    Call arguments, returns and errors: as for `HeinsenVectorRouting`.
 
     Example:
         >>> def agreement(x, predictions):
@@ -336,7 +336,7 @@ class DefinableVectorRouting(VectorRouting):
         self.d_out = (spec["x_out"] if self.return_dict else spec).shape[-1]
 
     def layer_cost(self, inputs, outputs) -> LayerCost:
-        """Of the sums over the inputs' proposals alone: what the four networks compute is theirs to say."""
+        """Counts the sums over the inputs' proposals only, not what the four networks compute."""
         [[*batch, i, _]] = inputs
         proposals = math.prod(batch) * i * self.n_out * self.d_out
         return LayerCost(0, self.iterations * proposals, (proposals,))

@@ -91,5 +91,5 @@ def _clip_gradient(tensor: Tensor) -> tuple[Tensor, Gradient]:
 
 
 def _read(tensor: Tensor) -> Tensor:
-    """A variable's value: TensorFlow wants a function with a gradient of its own to read none itself."""
+    """A variable's value: in TensorFlow, a function with a custom gradient must not read variables itself."""
     return ops.cast(tensor, keras.backend.standardize_dtype(tensor.dtype))

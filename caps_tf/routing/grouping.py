@@ -9,9 +9,9 @@ from keras import ops
 from caps_tf.tensors import Tensor
 
 VOTES_AT_A_TIME = {"em": 2**22, "heinsen": 2**22, "sentences": 2**21, "attention": 2**24}
-"""Bytes of votes that exist at the same time unless a layer is given another bound, by routing; "sentences" are those of
-Heinsen's SST network. They suit the caches of processors. Give an accelerator 2**30 or more: it has more memory to
-fill, and wants few large kernels."""
+"""Default bound on the bytes of votes that exist at the same time, by routing; "sentences" is for Heinsen's SST
+network. They suit the caches of processors. Give an accelerator 2**30 or more: it has more
+memory to fill, and wants few large kernels."""
 
 
 def images_at_a_time(batch: int | None, elements: int, votes_at_a_time: int) -> int:

@@ -23,8 +23,8 @@ def with_gradient(function: Callable[..., tuple[Tensor, Gradient]]) -> Callable[
             the gradients of all arguments.
 
     Returns:
-        A function of the same tensors to the result. Variables must be read before: TensorFlow wants a function with a
-        gradient of its own to read none itself.
+        A function of the same tensors to the result. Variables must be read before: in TensorFlow, a function
+        with a custom gradient must not read variables itself.
 
     Example:
         >>> double = with_gradient(lambda tensor: (2.0 * tensor, lambda arriving: 2.0 * arriving))

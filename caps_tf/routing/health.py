@@ -19,10 +19,10 @@ NEARLY_ALL = 0.9
 """Share of the examples in which a parent is off (or on) that makes it off (or on) altogether."""
 
 NEAR_FLOOR = 2.0
-"""Variances up to so many times their floor count as being at it."""
+"""Variances up to this many times their floor count as being at the floor."""
 
 _INACTIVE, _TINY = 1e-12, 1e-20
-"""What an inactive child counts at least, and what keeps divisions and logarithms finite."""
+"""Smallest weight of an inactive child; bound that keeps divisions and logarithms finite."""
 
 
 class RoutingStep(NamedTuple):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import keras
 
 from caps_tf.layers import RoutingLayer
+from caps_tf.tensors import is_among
 
 
 class Halves(NamedTuple):
@@ -41,15 +42,15 @@ def split_at_routing(model: keras.Model) -> Halves:
     read: list[keras.KerasTensor] = []
     for operation in model.operations:  # layers and functions of tensors, in the order in which they are called
         inputs = keras.tree.flatten(operation.input)
-        if isinstance(operation, RoutingLayer) or any(_is_among(tensor, routed) for tensor in inputs):
-            read += [tensor for tensor in inputs if not _is_among(tensor, routed + read)]
+        if isinstance(operation, RoutingLayer) or any(is_among(tensor, routed) for tensor in inputs):
+            read += [tensor for tensor in inputs if not is_among(tensor, routed + read)]
             routed += keras.tree.flatten(operation.output)
     if routed:
-        read += [tensor for tensor in outputs if not _is_among(tensor, routed + read)]
+        read += [tensor for tensor in outputs if not is_among(tensor, routed + read)]
         # Keras wants something between a model's input and its output, and each output once.
         distinct: list[keras.KerasTensor] = []
         for tensor in outputs:
-            distinct.append(tensor if _is_among(tensor, routed) and not _is_among(tensor, distinct) else _same(tensor))
+            distinct.append(tensor if is_among(tensor, routed) and not is_among(tensor, distinct) else _same(tensor))
         capsules = keras.Model(read, keras.tree.pack_sequence_as(model.output, distinct))
         return Halves(keras.Model(model.input, read), capsules)
     same = [keras.Input(batch_shape=output.shape, dtype=output.dtype) for output in outputs]
@@ -58,7 +59,3 @@ def split_at_routing(model: keras.Model) -> Halves:
 
 def _same(tensor: keras.KerasTensor) -> keras.KerasTensor:
     return keras.layers.Identity(dtype=tensor.dtype)(tensor)
-
-
-def _is_among(tensor: keras.KerasTensor, others: list[keras.KerasTensor]) -> bool:
-    return any(tensor is other for other in others)

@@ -21,11 +21,11 @@ CLUSTERS = ("tf_config", "slurm")
 
 
 class Bound(NamedTuple):
-    """What a number must be.
+    """A condition on a number.
 
     Attributes:
-        holds: whether a number is that.
-        text: in words, after "must".
+        holds: whether a number meets it.
+        text: the condition in words, after "must".
     """
 
     holds: Callable[[float], bool]
@@ -177,7 +177,7 @@ class RunConfig:
         "adam", "optimisation", "adam, radam (rectified Adam, Liu et al. 2020), or sgd (with momentum)", OPTIMIZERS
     )
     momentum: float = _option(
-        0.9, "optimisation", "of sgd; beta_1 of adam and radam; one_cycle lowers it meanwhile", bound=SHARE
+        0.9, "optimisation", "of sgd; beta_1 of adam and radam; one_cycle lowers it while the rate is high", bound=SHARE
     )
     weight_decay: float = _option(
         0.0,

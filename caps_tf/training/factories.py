@@ -17,12 +17,12 @@ LossFunction = Callable[[Tensor, Tensor, Tensor | float], Tensor]
 """Labels int [b] or targets float [b, classes], scores [b, classes] and margin to the loss of each example [b]."""
 
 _EXAMPLE_SHAPE = {"image": lambda shape: [shape], "embedding": lambda shape: shape[1:]}
-"""What a builder is called with of the shape of a feature: an image's shape; depth and width of a sentence's embeddings."""
+"""The sizes of a feature that builders are called with: an image's shape; depth and width of sentence embeddings."""
 _VALUES = {
     "iter_routing": lambda config: config.routing_iterations,
     "votes_mib": lambda config: config.votes_mib * 2**20,
 }
-"""Values of builders' arguments that are not those of the flags; 0 MiB leaves the builder its own."""
+"""Arguments of builders whose values differ from the flags'; 0 MiB selects the builder's default."""
 
 
 def make_model(config: RunConfig, input_shapes: Mapping[str, tuple[int | None, ...]], num_classes: int) -> keras.Model:

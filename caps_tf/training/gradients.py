@@ -12,7 +12,7 @@ from caps_tf.training.compilation import split_at_routing
 from caps_tf.training.factories import LossFunction
 
 Scale = Callable[[tf.Tensor], tf.Tensor]
-"""What the optimiser does to a loss before its gradient is taken; nothing in more than half precision."""
+"""The optimiser's scaling of the loss before the gradient is taken; the identity without a loss scale."""
 
 
 class Labels(NamedTuple):

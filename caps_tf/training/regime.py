@@ -102,7 +102,7 @@ def make_margin_schedule(config: RunConfig) -> MarginSchedule:
 
 
 def make_gauges(config: RunConfig, steps_per_epoch: int) -> dict[str, Callable[[int], float]]:
-    """What a run's log tells of its regime, as functions of the step: only what this run has.
+    """The quantities of the regime that a run logs, as functions of the step; only those that this run has.
 
     Example:
         >>> sorted(make_gauges(RunConfig(), steps_per_epoch=10))

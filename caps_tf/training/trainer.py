@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from caps_tf.errors import Preempted, UserError
+from caps_tf.tensors import is_among
 from caps_tf.training.checkpoints import Checkpoints
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TrainingData
@@ -66,9 +67,7 @@ class Trainer:
             strategy, self.model, self._optimizer, loss_function, config.batch_size, config.uses_xla
         )
         weights = self.model.weights
-        self._random_states = [
-            variable for variable in self.model.variables if not any(variable is weight for weight in weights)
-        ]
+        self._random_states = [variable for variable in self.model.variables if not is_among(variable, weights)]
         self._stop = StopSignal()
         self._capsules = capsule_outputs(self.model)
         activations = [activations for _, activations in self._capsules.values()]
