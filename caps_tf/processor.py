@@ -115,7 +115,8 @@ def _limit_of_jax(device: Any) -> int | None:
 def _of_torch(tensor: Any) -> Processor:
     import torch
 
-    device = getattr(tensor, "device", None) or torch.get_default_device()
+    # Keras puts tensors on a device of its own choice, which is not PyTorch's default one.
+    device = (tensor if isinstance(tensor, torch.Tensor) else keras.ops.zeros(())).device
     if device.type == "meta":  # of a symbolic call, which computes nothing
         return CPU
     return CPU if device.type == "cpu" else _torch_processor(device.type, device.index or 0)
