@@ -140,13 +140,12 @@ def votes_by_layer(model: keras.Model, batch: int) -> dict[RoutingLayer, int]:
     return found
 
 
-def estimate_memory(model: keras.Model, batch_size: int, of_host: bool = True) -> int:
+def estimate_memory(model: keras.Model, batch_size: int) -> int:
     """Bytes that training needs beyond what the process holds before, roughly.
 
     Args:
         model: the network; all shapes but the batch's known.
         batch_size: examples in a batch.
-        of_host: whether the memory is the host's, where programs are compiled and batches wait, too.
 
     Raises:
         ValueError: if a shape is not known.
@@ -158,7 +157,7 @@ def estimate_memory(model: keras.Model, batch_size: int, of_host: bool = True) -
         True
     """
     costs = count_costs(model, batch_size)
-    return of_host * STARTUP + LAYERS_HELD * costs.forward_bytes + VOTES_HELD * BYTES * costs.largest_votes
+    return STARTUP + LAYERS_HELD * costs.forward_bytes + VOTES_HELD * BYTES * costs.largest_votes
 
 
 def _count_layer(layer: keras.Layer, inputs: list[Shape], outputs: list[Shape], batch: int) -> LayerCost | None:

@@ -1,6 +1,7 @@
 """The processor that a tensor is computed on, and its memory: what layers and scripts choose by. Imports no backend itself."""
 
 import functools
+import os
 import subprocess
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ class Processor(NamedTuple):
 
 
 CPU = Processor("cpu", "CPU")
+TAKEN_OF_A_GPU = 0.9
+"""Share of a GPU's memory that TensorFlow's tensors get: it leaves some to the driver and to libraries."""
 
 
 def processor_of(tensor: Any = None) -> Processor:
@@ -73,6 +76,7 @@ def exact_float32() -> None:
         import torch
 
         torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def _cpu(tensor: Any) -> Processor:
@@ -99,7 +103,10 @@ def _of_tensorflow(tensor: Any) -> Processor:
 def _of_jax(tensor: Any) -> Processor:
     import jax
 
-    device = jax.config.jax_default_device or jax.local_devices()[0]
+    if isinstance(tensor, jax.Array) and not isinstance(tensor, jax.core.Tracer):
+        device = next(iter(tensor.devices()))
+    else:
+        device = jax.config.jax_default_device or jax.local_devices()[0]
     if isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
     if device.platform == "cpu":
@@ -134,10 +141,15 @@ def _torch_processor(kind: str, index: int) -> Processor:
 
 @functools.cache
 def nvidia_memory() -> int | None:
-    """Bytes of memory of the smallest GPU that NVIDIA's driver knows, which TensorFlow does not say; None without one."""
+    """Bytes that TensorFlow, which does not say it, takes of the smallest GPU that this process sees; None without one.
+
+    What other processes hold is not known: TensorFlow wants a GPU of its own.
+    """
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    command += [f"--id={visible}"] if visible else []
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-        return min(int(line) for line in found.split()) * 2**20
+        return int(TAKEN_OF_A_GPU * min(int(line) for line in found.split()) * 2**20)
     except (OSError, subprocess.SubprocessError, ValueError):
         return None

@@ -9,7 +9,8 @@
 IDX files of MNIST's kin, or one with NORB's six .mat files. The images lie in the device's memory as bytes; a batch is a
 list of their numbers, and cropping, mirroring, light and normalising happen there.
 
-Flags are those of train_val.py (--helpfull), and so are network, regime and preprocessing. After each epoch a line of JSON
+Flags are those of train_val.py (--helpfull), and so are network, regime and preprocessing; --jit_compile is for
+TensorFlow. After each epoch a line of JSON
 goes to the screen and to <output>/log.jsonl; the last line has the accuracy on the test images, and with --viewpoints also
 that on familiar and on novel ones. Started again with the same --output, training goes on after the last state saved, and
 ends as it would have without the break. <output>/network.keras is the trained network.
@@ -54,8 +55,11 @@ OTHERS = (
     "keep_checkpoints",
     "routing_gauges",
     "profile",
+    "check_memory",
 )
 """Flags of train_val.py that mean nothing here."""
+_DECIDE_WHAT_A_STEP_IS = ("batch_size", "val_prop", "val_instances", "viewpoints", "seed")
+"""With another value a run that goes on would not know where it stands."""
 
 
 def resolve() -> tuple[RunConfig, dict[str, Any]]:
@@ -74,6 +78,8 @@ def resolve() -> tuple[RunConfig, dict[str, Any]]:
             _check_same("epoch", params["epoch"], flags.FLAGS["epoch"].value)
         if MINUTES.value is not None:
             _check_same("minutes", saved["minutes"], MINUTES.value)
+        for name in given_flags() & set(_DECIDE_WHAT_A_STEP_IS):
+            _check_same(name, params.get(name), flags.FLAGS[name].value)
         timing = saved
     config = overruled(params)
     for option in dataclasses.fields(RunConfig):
@@ -113,7 +119,9 @@ def main(argv: list[str]) -> None:
     with memory_explained(), locked(output, in_use):
         trainer = AnyBackendTrainer(config, images, output, timing["steps"], paced=timing["minutes"] is not None)
         print(f"training in {output} on {processor_of().describe()}", file=sys.stderr)
-        print(describe_votes(trainer.network, config.batch_size, processor_of()), file=sys.stderr)
+        votes = describe_votes(trainer.network, config.batch_size, processor_of())
+        if votes:
+            print(votes, file=sys.stderr)
         if trainer.restore():
             print(f"going on from step {trainer.step} of {trainer.total_steps} in {output}", file=sys.stderr)
         elif timing["minutes"] is not None and timing["steps"] is None:

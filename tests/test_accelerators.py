@@ -144,7 +144,8 @@ def test_memory_of_a_gpu_is_what_its_driver_says_and_unknown_without_one(tmp_pat
     driver = tmp_path / "nvidia-smi"
     driver.write_text("#!/bin/sh\necho 81559\necho 40960\n")
     driver.chmod(0o755)
-    for path, expected in ((f"{tmp_path}:/bin:/usr/bin", 40960 * 2**20), (str(tmp_path / "empty"), None)):
+    least = int(processor.TAKEN_OF_A_GPU * 40960 * 2**20)
+    for path, expected in ((f"{tmp_path}:/bin:/usr/bin", least), (str(tmp_path / "empty"), None)):
         monkeypatch.setenv("PATH", path)
         processor.nvidia_memory.cache_clear()
         assert processor.nvidia_memory() == expected
@@ -154,10 +155,14 @@ def test_memory_of_a_gpu_is_what_its_driver_says_and_unknown_without_one(tmp_pat
 def test_the_memory_check_knows_the_memory_of_the_device(monkeypatch):
     data = TrainingData({"image": (20, 20, 1)}, 5, 1, None, None)
     config = RunConfig(**NETWORKS["matrix_capsules"].smallest, batch_size=64)
-    needed = memory.estimate_memory(memory.make_model(config, data.input_shapes, data.num_classes), 64, of_host=False)
-    monkeypatch.setattr(memory, "processor_of", lambda: GPU._replace(memory=needed))
+    model = memory.make_model(config, data.input_shapes, data.num_classes)
+    roomy = memory.estimate_device_memory(model, 64, GPU)
+    tight = memory.estimate_device_memory(model, 64, GPU._replace(memory=10**6))
+    assert 10**6 < tight < roomy < GPU.memory  # with little memory votes are made for few examples at a time
+    assert memory.estimate_device_memory(model, 64, GPU, bytes_each=2) < roomy
+    monkeypatch.setattr(memory, "processor_of", lambda: GPU)
     check_memory(config, data, tf.distribute.get_strategy())
-    monkeypatch.setattr(memory, "processor_of", lambda: GPU._replace(memory=needed - 1))
+    monkeypatch.setattr(memory, "processor_of", lambda: GPU._replace(memory=10**6))
     with pytest.raises(UserError, match="a training step of 64 examples needs about .* lower --batch_size"):
         check_memory(config, data, tf.distribute.get_strategy())
 

@@ -97,7 +97,7 @@ def make_parts(arguments: argparse.Namespace) -> list[Part]:
             log.write("device", **figures)
             ceilings[figures.get("name")] = figures.get("gflops") or figures.get("gigabytes_per_second")
         if process.failure:
-            log.write("device", failed=process.failure)
+            raise UserError(process.failure)
 
     parts = [
         Part("device", device),

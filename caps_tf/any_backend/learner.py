@@ -98,7 +98,9 @@ class Learner(keras.Model):
     ):
         super().__init__(**kwargs)
         self.network = network
-        self.images, self.labels = Bank(images, name="images"), Bank(labels, name="labels")
+        # Integers as the backend likes them: TensorFlow has no int32 variables on GPUs.
+        integers = labels.astype(keras.backend.standardize_dtype("int"))
+        self.images, self.labels = Bank(images, name="images"), Bank(integers, name="labels")
         self.preprocessing = preprocessing
         self.loss_function = loss_function
         self.num_classes = num_classes
@@ -107,7 +109,7 @@ class Learner(keras.Model):
 
     def call(self, inputs: Mapping[str, Tensor], training: bool = False) -> dict[str, Tensor]:
         """Scores [b, classes]; labels int [b], and with mixup targets [b, classes] in "compared"."""
-        labels = self.labels(inputs["number"])
+        labels = ops.cast(self.labels(inputs["number"]), "int32")
         images = prepare(self.images(inputs["number"]), self.preprocessing, inputs.get("draws") if training else None)
         compared = labels
         if training and "partner" in inputs:

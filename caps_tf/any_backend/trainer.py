@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ SECONDS_BETWEEN_STATES = 10.0
 _MEASURED_SHARE, _MEASURED_SECONDS = 0.03, 3.0
 """The speed is measured for this share of a run's time, or for so many seconds if that is shorter."""
 _ALWAYS_READ = {"number": "int32", "weight": "float32", "margin": "float32"}
+_OUT_OF_MEMORY = re.compile(r"resource_?exhausted|out of memory|outofmemory|\boom\b", re.IGNORECASE)
 _NOT_TESTED = ("train", "validation")
 
 
@@ -42,7 +44,8 @@ def memory_explained() -> Iterator[None]:
         ...     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
         Traceback (most recent call last):
         ...
-        caps_tf.errors.UserError: out of memory (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes): lower \
+        caps_tf.errors.UserError: out of memory (RuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 \
+bytes): lower \
 --batch_size or --votes_mib
     """
     try:
@@ -50,10 +53,11 @@ def memory_explained() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # each backend has its own
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if not any(words in text.lower() for words in ("resource_exhausted", "out of memory", "oom")):
+        said = f"{type(error).__name__}: {error}".splitlines()
+        found = [line.strip() for line in said if _OUT_OF_MEMORY.search(line)]
+        if not found:
             raise
-        raise UserError(f"out of memory ({text[:200]}): lower --batch_size or --votes_mib") from error
+        raise UserError(f"out of memory ({found[0][:200]}): lower --batch_size or --votes_mib") from error
 
 
 class Figures(NamedTuple):
@@ -186,6 +190,10 @@ class AnyBackendTrainer:
             log.write(last)
         return last
 
+    def _is_finite(self) -> bool:
+        """Whether the last update left all weights finite: its loss was computed before."""
+        return all(bool(keras.ops.all(keras.ops.isfinite(weight))) for weight in self.network.trainable_weights)
+
     def _stretch(self, steps: int) -> None:
         self.total_steps = steps
         self._steps_a_step = self._config.epoch * self.steps_per_epoch / steps
@@ -196,10 +204,10 @@ class AnyBackendTrainer:
         begin = time.monotonic()
         figures = self._fit(epoch, start, stop)
         seconds = time.monotonic() - begin
-        if not math.isfinite(figures.loss):
+        if not (math.isfinite(figures.loss) and self._is_finite()):
+            go_on = f"{self.state_path} is from before: continue from it" if self.state_path.exists() else "start again"
             raise UserError(
-                f"epoch {epoch + 1}: the loss is NaN or infinite; {self.state_path} is from before: continue from it "
-                "with a lower --lrn_rate"
+                f"epoch {epoch + 1}: the loss or a weight is NaN or infinite; {go_on} with a lower --lrn_rate"
             )
         self.step = epoch * self.steps_per_epoch + stop
         line = {

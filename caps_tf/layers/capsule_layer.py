@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from caps_tf.processor import processor_of
+from caps_tf.processor import Processor, processor_of
 from caps_tf.routing.grouping import Groups, choose_groups
 from caps_tf.routing.health import RoutingTrace
 
@@ -99,8 +99,12 @@ class RoutingLayer(CapsuleLayer):
             elements: numbers in the votes of one example.
             tensor: one that the layer computes with, which may say where it is.
         """
+        return self.groups_on(processor_of(tensor), batch, elements)
+
+    def groups_on(self, processor: Processor, batch: int | None, elements: int) -> Groups:
+        """How the layer would go through its examples on a processor."""
         assert self.cached_votes is not None, "only layers with a bound go through their examples in groups"
-        return choose_groups(batch, elements, processor_of(tensor), self.cached_votes, self.votes_at_a_time)
+        return choose_groups(batch, elements, processor, self.cached_votes, self.votes_at_a_time)
 
     def routing_trace(self, *children) -> RoutingTrace | Mapping[str, RoutingTrace]:
         """What each routing iteration does with children, for `caps_tf.routing.health`.

@@ -222,7 +222,7 @@ class HeinsenRouting(RoutingLayer):
     def _route(self, scores: Tensor, poses: Tensor, weights: tuple[Tensor, ...], kept: int) -> tuple[Tensor, ...]:
         """The first `kept` of `HeinsenParents`, for a few examples at a time where all their votes are too many.
 
-        Nothing needs the votes of two examples at once: for the gradient they are made again.
+        Nothing needs the votes of two examples at once: in groups they are made again for the gradient.
         """
         kernel, bias, *betas = weights
         votes = votes_form(kernel, bias).of(poses, kernel, bias)

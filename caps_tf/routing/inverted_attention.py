@@ -7,9 +7,9 @@ Poses are matrices [x, y] and a vote is pose times weight, [x, y] [y, z]. A pose
 row. As everywhere in this library, n counts parent positions of all images and c the children that a parent sees.
 
 Votes are sixteen and more times larger than all else here, and nothing needs all of them at once: a child's routing
-weights depend on that child's votes alone. So routing goes through the parent positions in groups whose votes stay in
-the processor's cache, in the forward pass and again in the backward pass, which recomputes them. The first iteration
-needs no votes at all: with uniform routing weights it is one matrix product.
+weights depend on that child's votes alone. So on a CPU routing goes through the parent positions in groups whose votes
+stay in its cache, in the forward pass and again in the backward pass, which recomputes them. The first iteration needs no
+votes at all: with uniform routing weights it is one matrix product.
 """
 
 import functools

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -115,7 +116,7 @@ def prefetched(batches: tf.data.Dataset, device: str) -> tf.data.Dataset:
     return batches.apply(tf.data.experimental.prefetch_to_device(device))
 
 
-def distribute(strategy: tf.distribute.Strategy, batches: tf.data.Dataset) -> tf.distribute.DistributedDataset:
+def distribute(strategy: tf.distribute.Strategy, batches: tf.data.Dataset) -> Any:
     """Splits each global batch over the replicas of all hosts.
 
     Every host reads the same records in the same order and keeps its share of each batch, so that the batches are

@@ -5,7 +5,6 @@ import keras
 from caps_tf.costs import votes_by_layer
 from caps_tf.layers import RoutingLayer
 from caps_tf.processor import Processor
-from caps_tf.routing.grouping import choose_groups
 
 
 def describe_votes(model: keras.Model, batch_size: int, processor: Processor) -> str:
@@ -33,6 +32,6 @@ def describe_votes(model: keras.Model, batch_size: int, processor: Processor) ->
 def _choice(layer: RoutingLayer, batch: int, elements: int, processor: Processor) -> str:
     if layer.cached_votes is None:
         return ""
-    examples, recompute = choose_groups(batch, elements, processor, layer.cached_votes, layer.votes_at_a_time)
+    examples, recompute = layer.groups_on(processor, batch, elements)
     at_a_time = "all at once" if examples in (None, batch) else f"{examples} at a time"
     return at_a_time + (", made again for the gradient" if recompute and examples in (None, batch) else "")
