@@ -95,9 +95,7 @@ def count_costs(model: keras.Model, batch: int) -> Cost:
         if isinstance(layer, keras.layers.InputLayer):
             unweighted += keras.tree.flatten(layer.output)
             continue
-        inputs, outputs = (
-            [tensor.shape for tensor in keras.tree.flatten(value)] for value in (layer.input, layer.output)
-        )
+        inputs, outputs = _shapes(layer)
         first = all(is_among(tensor, unweighted) for tensor in keras.tree.flatten(layer.input))
         counted = _count_layer(layer, inputs, outputs, batch)
         if counted is None:
@@ -132,10 +130,7 @@ def votes_by_layer(model: keras.Model, batch: int) -> dict[RoutingLayer, int]:
     found: dict[RoutingLayer, int] = {}
     for layer in model.layers:
         if isinstance(layer, RoutingLayer):
-            inputs, outputs = (
-                [tensor.shape for tensor in keras.tree.flatten(value)] for value in (layer.input, layer.output)
-            )
-            counted = _count_layer(layer, inputs, outputs, batch)
+            counted = _count_layer(layer, *_shapes(layer), batch)
             found |= dict(zip(layer.routing_layers(), counted.votes if counted else (), strict=True))
     return found
 
@@ -158,6 +153,12 @@ def estimate_memory(model: keras.Model, batch_size: int) -> int:
     """
     costs = count_costs(model, batch_size)
     return STARTUP + LAYERS_HELD * costs.forward_bytes + VOTES_HELD * BYTES * costs.largest_votes
+
+
+def _shapes(layer: keras.Layer) -> tuple[list[Shape], list[Shape]]:
+    """Shapes of a layer's inputs and of its outputs, flat."""
+    inputs, outputs = ([tensor.shape for tensor in keras.tree.flatten(value)] for value in (layer.input, layer.output))
+    return inputs, outputs
 
 
 def _count_layer(layer: keras.Layer, inputs: list[Shape], outputs: list[Shape], batch: int) -> LayerCost | None:
