@@ -75,6 +75,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
             self.send_body(data)
 
+    def end_headers(self) -> None:
+        # Without it wget sometimes asks again on a connection that is about to be closed, and gets nothing.
+        self.send_header("Connection", "close")
+        super().end_headers()
+
     def send_body(self, data: bytes) -> None:
         self.send_header("Content-Length", str(self.server.promised or len(data)))
         self.end_headers()
