@@ -6,17 +6,11 @@ from typing import NamedTuple
 import keras
 
 from caps_tf.errors import UserError
-from caps_tf.initializers import NearIdentity
-from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting
+from caps_tf.models.class_heads import HEADS, ClassHead, HeadOptions, Parts
 from caps_tf.models.normalization import batch_normalization
 from caps_tf.networks import ROUTINGS
 
 POSE = (4, 4)
-ITERATIONS = {"attention": 2, "em": 2, "heinsen": 3}
-INITIAL_TEMPERATURE = 2.0
-"""Inverse temperature that EM routing starts from, in units of a pose's mean cost."""
-VARIANCE_FLOOR = 1e-3
-"""Of EM routing between normalised poses, whose own variance is one."""
 _CONVOLUTION = r"(?P<channels>[1-9]\d{0,4})(?:k(?P<kernel_size>[1-9]\d?))?(?:s(?P<strides>[1-9]))?"
 
 
@@ -75,19 +69,17 @@ def conv_capsules(
     With `routing="none"` the class scores come from the mean of the features over all positions: the network without
     capsules to compare with.
 
-    The routings are those of the layers, in the form that trains from the first steps on: EM routing with learned
-    inverse temperatures, near-identity weights and a variance floor of `VARIANCE_FLOOR`; attention without the
-    normalisation of poses.
+    What each routing is made of is in `caps_tf.models.class_heads`.
 
     Args:
         image_shape: rows, columns and channels.
         num_classes: number of classes, at least 2.
-        routing: "attention", "em", "heinsen" or "none".
+        routing: a name of `caps_tf.networks.ROUTINGS`.
         convolutions: see `parse_convolutions`; each is followed by batch normalisation and ReLU, and keeps the size of
             the image but for its stride.
         capsules: types of part capsules at each position.
         coordinates: with "em", whether votes carry the position of their part.
-        iterations: routing iterations; 0 for 2, and 3 of Heinsen's.
+        iterations: routing iterations; 0 for those of the head.
         dropout: share of the elements of part poses (of features, with "none") dropped in training.
         weight_reg: L2 penalty on the kernels of the convolutions.
         votes_at_a_time: bytes of votes that a layer holds at the same time.
@@ -117,15 +109,10 @@ def conv_capsules(
         x = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")(x)
         scores = keras.layers.Dense(num_classes, dtype="float32", name="scores")(x)
         return keras.Model(images, scores, name="conv_capsules")
-    poses, activations = _part_capsules(x, capsules, routing, dropout, dtype)
-    iterations = iterations or ITERATIONS[routing]
-    if routing == "attention":
-        scores = _attention_scores(poses, num_classes, iterations, dtype)
-    elif routing == "em":
-        scores = _em_scores(poses, activations, num_classes, iterations, coordinates, votes_at_a_time)
-    else:
-        scores = _heinsen_scores(poses, activations, num_classes, iterations, votes_at_a_time)
-    return keras.Model(images, scores, name="conv_capsules")
+    head = HEADS[routing]
+    options = HeadOptions(num_classes, iterations or head.iterations, coordinates, votes_at_a_time, dtype)
+    parts = _part_capsules(x, capsules, head, dropout, dtype)
+    return keras.Model(images, head.scores(parts, options), name="conv_capsules")
 
 
 def _convolve(x, convolutions: tuple[Convolution, ...], weight_reg: float, dtype: str | None):
@@ -147,60 +134,14 @@ def _convolve(x, convolutions: tuple[Convolution, ...], weight_reg: float, dtype
     return x
 
 
-def _part_capsules(x, capsules: int, routing: str, dropout: float, dtype: str | None):
-    """Poses [b, h, w, i, 4, 4] and activations [b, h, w, i]; scores before the sigmoid for Heinsen.
-
-    Attention has no activations: the length of a pose says how present its part is, so that it is not normalised.
-    """
+def _part_capsules(x, capsules: int, head: ClassHead, dropout: float, dtype: str | None) -> Parts:
     options = {"kernel_size": 1, "data_format": "channels_last", "dtype": dtype}
     poses = keras.layers.Conv2D(capsules * POSE[0] * POSE[1], **options, name="part_pose")(x)
     activations = None
-    if routing != "attention":
+    if head.activation:
         poses = batch_normalization("part_norm", dtype, momentum=0.9)(poses)
-        activation = "sigmoid" if routing == "em" else None
-        activations = keras.layers.Conv2D(capsules, activation=activation, **options, name="part_activation")(x)
+        activation = keras.layers.Conv2D(capsules, activation=head.activation, **options, name="part_activation")
+        activations = activation(x)
     poses = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")(poses)
     poses = keras.layers.Reshape((*poses.shape[1:3], capsules, *POSE), dtype=dtype, name="parts")(poses)
-    return poses, activations
-
-
-def _attention_scores(poses, num_classes: int, iterations: int, dtype: str | None):
-    layer = AttentionClassCapsules(num_classes, normalize=False, dtype=dtype, name="class_capsules")
-    x = CapsuleStack([layer], iterations, dtype=dtype, name="capsules")(poses)
-    x = keras.layers.Reshape((num_classes, POSE[0] * POSE[1]), dtype="float32", name="class_poses")(x)
-    x = keras.layers.Dense(1, dtype="float32", name="score")(x)
-    return keras.layers.Reshape((num_classes,), dtype="float32", name="scores")(x)
-
-
-def _em_scores(poses, activations, num_classes: int, iterations: int, coordinates: bool, votes_at_a_time: int | None):
-    _, scores = EMClassCapsules(
-        num_classes,
-        coordinate_addition=coordinates,
-        return_logits=True,
-        iterations=iterations,
-        initial_temperature=INITIAL_TEMPERATURE,
-        variance_floor=VARIANCE_FLOOR,
-        kernel_initializer=NearIdentity(),
-        beta_u_initializer="zeros",
-        votes_at_a_time=votes_at_a_time,
-        dtype="float32",
-        name="class_capsules",
-    )((poses, activations))
-    return scores
-
-
-def _heinsen_scores(poses, activations, num_classes: int, iterations: int, votes_at_a_time: int | None):
-    activations = keras.layers.Reshape((-1,), dtype="float32", name="part_scores")(activations)
-    poses = keras.layers.Reshape((-1, *POSE), dtype="float32", name="part_poses")(poses)
-    scores, _, _ = HeinsenRouting(
-        d_cov=POSE[0],
-        d_inp=POSE[1],
-        d_out=POSE[1],
-        n_inp=None,
-        n_out=num_classes,
-        iterations=iterations,
-        votes_at_a_time=votes_at_a_time,
-        dtype="float32",
-        name="class_capsules",
-    )((activations, poses))
-    return scores
+    return Parts(poses, activations)

@@ -1,0 +1,107 @@
+"""What routes the parts of conv_capsules to class scores: one entry for each routing, in the form that trains well."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+
+from caps_tf.initializers import NearIdentity
+from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting
+
+INITIAL_TEMPERATURE = 2.0
+"""Inverse temperature that EM routing starts from, in units of a pose's mean cost."""
+VARIANCE_FLOOR = 1e-3
+"""Of EM routing between normalised poses, whose own variance is one."""
+
+
+class Parts(NamedTuple):
+    """Part capsules at each position, symbolic tensors.
+
+    Attributes:
+        poses: [b, h, w, i, x, y].
+        activations: [b, h, w, i], or None for a head without.
+    """
+
+    poses: keras.KerasTensor
+    activations: keras.KerasTensor | None
+
+
+class HeadOptions(NamedTuple):
+    """What `conv_capsules` passes on to a head; its arguments of the same names, `iterations` at least 1."""
+
+    num_classes: int
+    iterations: int
+    coordinates: bool
+    votes_at_a_time: int | None
+    dtype: str | None
+
+
+class ClassHead(NamedTuple):
+    """How a routing makes class scores of parts.
+
+    Attributes:
+        scores: parts and options to logits [b, classes] in float32.
+        iterations: how many, unless the user says.
+        activation: what parts' activations are passed through before they are routed, as Keras names it; their poses
+            are batch-normalised then. None for parts without activations, the length of whose pose says how present a
+            part is, so that it is not normalised.
+    """
+
+    scores: Callable[[Parts, HeadOptions], keras.KerasTensor]
+    iterations: int
+    activation: str | None
+
+
+def attention_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
+    """A linear map of each class capsule's pose, whose weights all classes share (Tsai et al. 2020)."""
+    layer = AttentionClassCapsules(options.num_classes, normalize=False, dtype=options.dtype, name="class_capsules")
+    x = CapsuleStack([layer], options.iterations, dtype=options.dtype, name="capsules")(parts.poses)
+    elements = x.shape[-2] * x.shape[-1]
+    x = keras.layers.Reshape((options.num_classes, elements), dtype="float32", name="class_poses")(x)
+    x = keras.layers.Dense(1, dtype="float32", name="score")(x)
+    return keras.layers.Reshape((options.num_classes,), dtype="float32", name="scores")(x)
+
+
+def em_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
+    """The logits of EM routing's class activations (Hinton et al. 2018), with learned inverse temperatures."""
+    _, scores = EMClassCapsules(
+        options.num_classes,
+        coordinate_addition=options.coordinates,
+        return_logits=True,
+        iterations=options.iterations,
+        initial_temperature=INITIAL_TEMPERATURE,
+        variance_floor=VARIANCE_FLOOR,
+        kernel_initializer=NearIdentity(),
+        beta_u_initializer="zeros",
+        votes_at_a_time=options.votes_at_a_time,
+        dtype="float32",
+        name="class_capsules",
+    )(tuple(parts))
+    return scores
+
+
+def heinsen_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
+    """The scores of Heinsen's routing (2019)."""
+    rows, columns = parts.poses.shape[-2:]
+    activations = keras.layers.Reshape((-1,), dtype="float32", name="part_scores")(parts.activations)
+    poses = keras.layers.Reshape((-1, rows, columns), dtype="float32", name="part_poses")(parts.poses)
+    scores, _, _ = HeinsenRouting(
+        d_cov=rows,
+        d_inp=columns,
+        d_out=columns,
+        n_inp=None,
+        n_out=options.num_classes,
+        iterations=options.iterations,
+        votes_at_a_time=options.votes_at_a_time,
+        dtype="float32",
+        name="class_capsules",
+    )((activations, poses))
+    return scores
+
+
+HEADS: dict[str, ClassHead] = {
+    "em": ClassHead(em_scores, iterations=2, activation="sigmoid"),
+    "heinsen": ClassHead(heinsen_scores, iterations=3, activation="linear"),
+    "attention": ClassHead(attention_scores, iterations=2, activation=None),
+}
+"""By the name that --routing gives them; `caps_tf.networks.ROUTINGS` lists the same names, without Keras."""
