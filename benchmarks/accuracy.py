@@ -225,24 +225,12 @@ def _row(lines: Sequence[Result]) -> list[str]:
         f"{first['data']} ({sizes})",
         first["preset"],
         parameters,
-        _accuracy([line["familiar"] for line in lines]),
-        _accuracy([line["novel"] for line in lines]) if novel else "",
+        results.mean_and_deviation([line["familiar"] for line in lines]),
+        results.mean_and_deviation([line["novel"] for line in lines]) if novel else "",
         str(len(lines)),
         f"{statistics.mean(float(line['seconds']) for line in lines) / 60:.1f}",
         f"`{shlex.join(command)}`",
     ]
-
-
-def _accuracy(fractions: Sequence[str]) -> str:
-    """Mean and, of several, standard deviation in percent.
-
-    Example:
-        >>> _accuracy(["0.5"]), _accuracy(["0.5", "0.7"])
-        ('50.0 %', '60.0 ± 14.1 %')
-    """
-    percent = [100 * float(fraction) for fraction in fractions]
-    deviation = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
-    return f"{statistics.mean(percent):.1f}{deviation} %"
 
 
 def main() -> int:

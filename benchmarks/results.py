@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -175,6 +176,18 @@ def _number(value: float) -> str:
 
 def _times(one: float | None, other: float) -> str:
     return "" if one is None else f"{one / other:.1f}"
+
+
+def mean_and_deviation(fractions: Sequence[str]) -> str:
+    """Accuracies as text: mean and, of several, standard deviation in percent.
+
+    Example:
+        >>> mean_and_deviation(["0.5"]), mean_and_deviation(["0.5", "0.7"])
+        ('50.0 %', '60.0 ± 14.1 %')
+    """
+    percent = [100 * float(fraction) for fraction in fractions]
+    deviation = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
+    return f"{statistics.mean(percent):.1f}{deviation} %"
 
 
 def markdown(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -27,6 +27,7 @@ flags.DEFINE_list(
     None,
     "names of the classes, in order [Fashion-MNIST's if the source's name has 'fashion', else digits]",
 )
+flags.DEFINE_integer("train_images", None, "keep the first so many training images only [all]", lower_bound=1)
 flags.DEFINE_integer("num_shards", 16, "files a split", lower_bound=1, upper_bound=99999)
 flags.DEFINE_integer("seed", 0, "of the order of the records", lower_bound=0)
 flags.DEFINE_integer("num_threads", None, "threads that encode [all cores]", lower_bound=1)
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> None:
     del argv
     source, output = Path(FLAGS.source), Path(FLAGS.data_dir)
     splits = {split: idx_records.IdxRecords.read(source, split) for split in ("train", "test")}
+    if FLAGS.train_images is not None:
+        splits["train"] = splits["train"].first(FLAGS.train_images)
     num_classes = 1 + max(int(split.labels.max()) for split in splits.values())
     class_names = FLAGS.class_names
     if class_names is None and "fashion" in source.name:

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from caps_tf.data import norb_format, norb_matrix, records
+from caps_tf.data import idx_records, norb_format, norb_matrix, records
 from caps_tf.data.datasets import open_dataset
 from caps_tf.errors import UserError
 from tests.small_norb import ROOT, expect_one_line, run_script, write_small_norb
@@ -264,6 +264,19 @@ def test_idx_files_become_a_dataset(tmp_path):
             np.testing.assert_array_equal(example["image"][..., 0], images[row])
             assert example["label"] == labels[row]
     expect_one_line(run_script(*command, "--class_names=a,b", check=False), "--class_names")
+
+
+def test_a_part_of_the_training_images_is_the_first_of_them(tmp_path):
+    splits = write_toy_idx(tmp_path / "idx")
+    images = idx_records.IdxRecords.read(tmp_path / "idx", "train")
+    part = images.first(30)
+    np.testing.assert_array_equal(part.images, splits["train"][0][:30])
+    np.testing.assert_array_equal(part.labels, splits["train"][1][:30])
+    with pytest.raises(UserError, match="the train files hold 50 images, not 51"):
+        images.first(51)
+    run_script(CONVERT_IDX, f"--source={tmp_path / 'idx'}", f"--data_dir={tmp_path / 'toy'}", "--train_images=30")
+    splits = open_dataset(str(tmp_path / "toy")).builder.info.splits
+    assert (splits["train"].num_examples, splits["test"].num_examples) == (30, 20)
 
 
 def test_bad_idx_files_are_one_line(tmp_path):

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from caps_tf.data.conversion import Schema
 from caps_tf.data.idx_format import PathLike, read_idx_split
 from caps_tf.data.records import encode_png
+from caps_tf.errors import UserError
 
 FASHION_MNIST_CLASSES = (
     "t-shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot",
@@ -40,6 +41,16 @@ class IdxRecords:
             UserError: a file is missing or damaged, or the two disagree.
         """
         return cls(*read_idx_split(directory, split), split)
+
+    def first(self, count: int) -> "IdxRecords":
+        """The first records, as files of their own.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        if count > len(self):
+            raise UserError(f"the {self.split} files hold {len(self)} images, not {count}: ask for fewer")
+        return IdxRecords(self.images[:count], self.labels[:count], self.split)
 
     def __len__(self) -> int:
         return len(self.images)
