@@ -1,7 +1,7 @@
 # `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests; `make test-backends`
 # those of the layers and networks on JAX and PyTorch; `make campaign` kills runs, breaks clusters and damages input in
-# full, and prints its counts; `make lint` checks types, format and style, `make format` fixes the last two. All install
-# first.
+# full, and prints its counts; `make lint` checks types, format and style, `make format` fixes the last two; `make docs`
+# builds the site. All install first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.
   half_precision.py growth.py download.py norb_matrix.py norb_format.py convert.py import_weights.py memory.py \
   finite_routing.py)
 
-.PHONY: demo test test-backends test-jax test-torch campaign lint format install clean
+.PHONY: demo test test-backends test-jax test-torch campaign lint format docs install clean
 
 install: $(VENV)/installed
 
@@ -58,5 +58,13 @@ $(VENV)-lint/installed: requirements-lint.txt
 	$(VENV)-lint/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lint.txt
 	touch $@
 
+docs: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+
+$(VENV)-docs/installed: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-jax $(VENV)-torch $(VENV)-lint
+	rm -rf $(VENV) $(VENV)-jax $(VENV)-torch $(VENV)-lint $(VENV)-docs

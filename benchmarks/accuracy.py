@@ -1,13 +1,15 @@
 """Trains presets with several seeds, tests them, and keeps the accuracies: benchmarks/accuracy.csv, one line per run.
 
+The tables of docs/RESULTS.md and the README are written from that file.
+
     python -m benchmarks.accuracy --presets=demo --seeds=3 --dataset=renderedNORB --storage=build/demo
     python -m benchmarks.accuracy --presets=demo --dataset=renderedNORB --flags="--viewpoints=azimuth"
-    python -m benchmarks.accuracy --table                    # runs nothing: only writes the README's table
+    python -m benchmarks.accuracy --table                    # runs nothing: only writes the tables
 
 A run is train_val.py and then test.py with its last checkpoint, each a process of its own. What is in the file already
 (the same preset, data, seed and flags) is not run again, so that a command that was interrupted goes on when it is
 given again; a run that failed or was interrupted leaves no line. After a change of a preset measure it with --again.
-With --output=<file> the lines go to that CSV file and the README stays as it is.
+With --output=<file> the lines go to that CSV file and no table is written into a document.
 
 The preset plain_classifiers is what a network has to beat, data/plain_classifiers.py on the same data: the nearest
 neighbour in pixels, or a logistic regression on sentences. It has no seeds.
@@ -30,6 +32,7 @@ from benchmarks import results
 from benchmarks.process import ROOT, describe_commit, describe_machine
 from benchmarks.results import Result
 from caps_tf.errors import UserError
+from caps_tf.networks import NETWORKS
 from caps_tf.presets import OF_A_RUN, load_preset
 from caps_tf.training.config import RunConfig
 
@@ -45,6 +48,7 @@ MEASURED = ("caps_tf", "train_val.py", "test.py")
 PLAIN = "plain_classifiers"
 """Stands in the place of a preset; data/plain_classifiers.py is run."""
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
+BEST_BEGIN, BEST_END = "<!-- best:begin -->", "<!-- best:end -->"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -233,6 +237,49 @@ def _row(lines: Sequence[Result]) -> list[str]:
     ]
 
 
+def best_table(lines: Sequence[Result]) -> str:
+    """The best network of capsules and the best without, of each data set and protocol, as Markdown.
+
+    The best is the one with the highest mean accuracy, on novel views where there are any.
+    """
+    tasks: dict[tuple[str, ...], dict[bool, dict[str, list[Result]]]] = {}
+    for line in lines:
+        viewpoints = [flag.partition("=")[2] for flag in shlex.split(line["flags"]) if flag.startswith("--viewpoints")]
+        kinds = tasks.setdefault((line["data"], *viewpoints), {True: {}, False: {}})
+        kinds[has_capsules(line["preset"])].setdefault(line["preset"] + line["flags"], []).append(line)
+    rows = []
+    for (data, *viewpoints), kinds in tasks.items():
+        bests = [max(kinds[capsules].values(), key=_mean, default=[]) for capsules in (True, False)]
+        rows.append([", ".join((data, *(f"novel {each}" for each in viewpoints))), *map(_best_cell, bests)])
+    return results.markdown(("test accuracy", "capsules", "without capsules"), rows)
+
+
+def has_capsules(preset: str) -> bool:
+    """Whether a preset's network routes capsules.
+
+    Example:
+        >>> [has_capsules(name) for name in ("demo", "norb_average", "demo_cnn", "plain_classifiers")]
+        [True, False, False, False]
+    """
+    if preset == PLAIN:
+        return False
+    flags = load_preset(preset).flags
+    network = flags.get("network", RunConfig.network)
+    return NETWORKS[network].routes and not (network == "conv_capsules" and flags.get("routing") == "none")
+
+
+def _mean(lines: Sequence[Result]) -> float:
+    return statistics.mean(float(line["novel"] or line["familiar"]) for line in lines)
+
+
+def _best_cell(lines: Sequence[Result]) -> str:
+    if not lines:
+        return ""
+    accuracy = results.mean_and_deviation([line["novel"] or line["familiar"] for line in lines])
+    seeds = "" if len(lines) > 1 or lines[0]["preset"] == PLAIN else ", one seed"
+    return f"{accuracy} (`{lines[0]['preset']}`{seeds})"
+
+
 def main() -> int:
     arguments = parse_arguments()
     # As an exception, so that the script that runs is stopped too.
@@ -242,7 +289,8 @@ def main() -> int:
         output = table(results.read(arguments.output))
         print(output)
         if arguments.output == ACCURACIES:
-            results.put_between(ROOT / "README.md", BEGIN, END, output)
+            results.put_between(ROOT / "docs" / "RESULTS.md", BEGIN, END, output)
+            results.put_between(ROOT / "README.md", BEST_BEGIN, BEST_END, best_table(results.read(arguments.output)))
         return 1 if failed else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

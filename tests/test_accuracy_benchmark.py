@@ -186,10 +186,33 @@ def test_an_unknown_preset_and_flags_that_the_command_gives_itself_are_refused_i
     assert not output.exists()
 
 
-def test_the_table_in_the_readme_says_what_the_file_says_and_nothing_else():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    between = text.partition(accuracy.BEGIN)[2].partition(accuracy.END)[0]
-    assert between.strip() == accuracy.table(results.read(accuracy.ACCURACIES)), "python -m benchmarks.accuracy --table"
+@pytest.mark.parametrize(
+    ("document", "begin", "end", "table"),
+    [
+        ("docs/RESULTS.md", accuracy.BEGIN, accuracy.END, accuracy.table),
+        ("README.md", accuracy.BEST_BEGIN, accuracy.BEST_END, accuracy.best_table),
+    ],
+)
+def test_the_tables_say_what_the_file_says_and_nothing_else(document, begin, end, table):
+    between = (ROOT / document).read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
+    assert between.strip() == table(results.read(accuracy.ACCURACIES)), "python -m benchmarks.accuracy --table"
+
+
+def test_the_best_of_each_kind_are_those_with_the_highest_mean_on_novel_views_where_there_are_any():
+    lines = [line(preset="demo", seed=str(seed), familiar=each) for seed, each in enumerate(("0.5", "0.7"))]
+    lines += [line(preset="norb_em", familiar="0.55"), line(preset="demo_cnn", familiar="0.4")]
+    views = {"flags": "--viewpoints=azimuth --epoch=2", "novel_images": "9"}
+    lines += [
+        line(preset="demo", familiar="0.9", novel="0.1", **views),
+        line(preset="norb_em", familiar="0.2", novel="0.3", **views),
+    ]
+    table = accuracy.best_table(lines)
+    assert "| toys | 60.0 ± 14.1 % (`demo`) | 40.0 % (`demo_cnn`, one seed) |" in table
+    assert "| toys, novel azimuth | 30.0 % (`norb_em`, one seed) |  |" in table
+
+
+def test_the_readme_is_a_front_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_every_line_of_the_file_is_of_a_preset_that_exists():

@@ -1,4 +1,4 @@
-"""Every example in a docstring and the layer example of the README run and give what they say."""
+"""Every example in a docstring and the layer examples of the README and the site run and give what they say."""
 
 import doctest
 import importlib
@@ -21,9 +21,10 @@ def test_the_examples_of_a_module_are_right(name):
     assert result.failed == 0
 
 
-def test_the_layer_example_of_the_readme_has_the_shapes_it_claims():
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    code = re.search(r"## Use the layers.*?```python\n(.*?)```", text, re.S).group(1)
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/layers.md"])
+def test_the_layer_example_of_a_page_has_the_shapes_it_claims(page):
+    text = (Path(__file__).parent.parent / page).read_text()
+    code = re.search(r"```python\n(import keras\n.*?)```", text, re.S).group(1)
     namespace = {}
     for line in code.splitlines():
         exec(line, namespace)
