@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from caps_tf.errors import Preempted, UserError
+from caps_tf.progress import format_duration
 from caps_tf.tensors import is_among
 from caps_tf.training.checkpoints import Checkpoints
 from caps_tf.training.config import RunConfig
@@ -69,6 +70,7 @@ class Trainer:
         weights = self.model.weights
         self._random_states = [variable for variable in self.model.variables if not is_among(variable, weights)]
         self._stop = StopSignal()
+        self._is_compiled = False
         self._capsules = capsule_outputs(self.model)
         activations = [activations for _, activations in self._capsules.values()]
         self._score = make_scorer(
@@ -130,10 +132,15 @@ class Trainer:
             is_logged = (step + 1) % config.log_every == 0 or ends_epoch
             if self._run_gauges and is_logged:
                 self._run_gauges.before_step()
+            if not self._is_compiled:
+                log.say("compiling the training step, once")
             result = self._train_step(batch, margin, tf.constant(float(self._stop.requested)))
             self._check_finite(result, batch, step)
             self.checkpoints.step.assign_add(1)
             meter.add(result)
+            if not self._is_compiled:
+                log.say(f"compiled, first step taken: {format_duration(meter.start_counting())}")
+                self._is_compiled = True
             if is_logged:
                 self._log_training(epoch, meter, log)
             # The last step of an epoch is saved after validation, so that a restart never skips a validation.
@@ -252,7 +259,12 @@ class _Meter:
 
     def _begin(self, steps: float = 0, loss: float = 0.0, correct: float = 0.0) -> None:
         self.steps, self._loss, self._correct = int(steps), float(loss), float(correct)
-        self._steps_before, self._start = self.steps, time.monotonic()
+        self._began = self._counting_since = (self.steps, time.monotonic())
+
+    def start_counting(self) -> float:
+        """Leaves the steps so far out of the rate, such as a first one that compiles; returns their seconds."""
+        self._counting_since = (self.steps, time.monotonic())
+        return self._counting_since[1] - self._began[1]
 
     def add(self, result: StepResult) -> None:
         self.steps += 1
@@ -263,11 +275,12 @@ class _Meter:
         return float(self.steps), self._loss, self._correct
 
     def read_and_reset(self) -> dict[str, float]:
-        seconds = max(time.monotonic() - self._start, 1e-9)
+        steps_before, start = self._counting_since if self.steps > self._counting_since[0] else self._began
+        seconds = max(time.monotonic() - start, 1e-9)
         figures = {
             "loss": self._loss / self.steps,
             "accuracy": self._correct / (self.steps * self._batch_size),
-            "images_per_second": (self.steps - self._steps_before) * self._batch_size / seconds,
+            "images_per_second": (self.steps - steps_before) * self._batch_size / seconds,
         }
         self._begin()
         return figures
