@@ -1,4 +1,4 @@
-"""Spread loss and the schedule of its margin."""
+"""Spread loss with the schedule of its margin, and the margin loss."""
 
 import keras
 from keras import ops
@@ -114,3 +114,76 @@ class MarginScheduler(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         self.loss.margin.assign(self.schedule(self.model.optimizer.iterations))
+
+
+def margin_loss(
+    labels: Tensor, lengths: Tensor, present: float = 0.9, absent: float = 0.1, down_weighting: float = 0.5
+) -> Tensor:
+    """Margin loss of each example: sum_k T_k max(0, m+ - |v_k|)^2 + lambda (1 - T_k) max(0, |v_k| - m-)^2.
+
+    Sabour, Frosst, Hinton, "Dynamic Routing Between Capsules" (NeurIPS 2017), equation 4. Each class is judged by itself,
+    so that an example may be of several classes. The authors' code takes half of it.
+
+    Args:
+        labels: int [b], the true classes, or targets [b, classes] that say which classes are there: T_k is 1 or 0, or a
+            share of a blended example.
+        lengths: |v_k|, float [b, classes], between 0 and 1.
+        present: m+, length from which on a class that is there costs nothing.
+        absent: m-, length up to which a class that is not there costs nothing.
+        down_weighting: lambda, of classes that are not there.
+
+    Returns:
+        [b], in the dtype of `lengths`.
+
+    Example:
+        >>> import numpy as np
+        >>> lengths = np.array([[0.7, 0.5, 0.1]])   # (0.9 - 0.7)^2 + 0.5 (0.5 - 0.1)^2, and (0.9 - 0.5)^2 with both
+        >>> [margin_loss(labels, lengths).numpy().round(4).item() for labels in (np.array([0]), np.array([[1, 1, 0]]))]
+        [0.12, 0.2]
+    """
+    labels, lengths = ops.convert_to_tensor(labels), ops.convert_to_tensor(lengths)
+    if len(labels.shape) == 1:
+        labels = ops.one_hot(labels, lengths.shape[-1])
+    there = ops.cast(labels, lengths.dtype)
+    missing = ops.square(ops.relu(present - lengths))
+    excess = ops.square(ops.relu(lengths - absent))
+    return ops.sum(there * missing + down_weighting * (1.0 - there) * excess, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="caps_tf")
+class MarginLoss(keras.losses.Loss):
+    """Margin loss as a Keras loss, for `model.compile`. Labels are classes [b] or [b, 1], or targets [b, classes].
+
+    Args:
+        present: m+.
+        absent: m-.
+        down_weighting: lambda.
+        **kwargs: `keras.losses.Loss` arguments.
+
+    Example:
+        >>> import numpy as np
+        >>> round(float(MarginLoss()(np.array([0]), np.array([[0.7, 0.5, 0.1]]))), 4)
+        0.12
+    """
+
+    def __init__(
+        self,
+        present: float = 0.9,
+        absent: float = 0.1,
+        down_weighting: float = 0.5,
+        name: str = "margin_loss",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.present = present
+        self.absent = absent
+        self.down_weighting = down_weighting
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        if tuple(y_true.shape[1:]) != tuple(y_pred.shape[1:]):
+            y_true = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        return margin_loss(y_true, y_pred, self.present, self.absent, self.down_weighting)
+
+    def get_config(self) -> dict:
+        own = {"present": self.present, "absent": self.absent, "down_weighting": self.down_weighting}
+        return {**super().get_config(), **own}

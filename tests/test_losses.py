@@ -1,10 +1,10 @@
-"""Spread loss and its margin."""
+"""Spread loss and its margin; the margin loss."""
 
 import keras
 import numpy as np
 import pytest
 
-from caps_tf.losses import MarginSchedule, SpreadLoss, spread_loss
+from caps_tf.losses import MarginLoss, MarginSchedule, SpreadLoss, margin_loss, spread_loss
 
 
 @pytest.mark.parametrize("margin", [0.2, 0.9])
@@ -30,7 +30,25 @@ def test_the_default_margin_schedule_is_the_published_one():
         np.testing.assert_allclose(schedule(step), expected, rtol=1e-6)
 
 
+def test_the_margin_loss_is_equation_4_for_one_class_and_for_several():
+    lengths = np.array([[0.6, 0.3, 0.05], [0.95, 0.2, 0.0], [0.0, 1.0, 0.9]])
+    # (0.9 - 0.6)^2 + 0.5 (0.3 - 0.1)^2; 0.5 (0.2 - 0.1)^2; 0.9^2 + 0.5 (0.9^2 + 0.8^2)
+    expected = [0.11, 0.005, 1.535]
+    one_hot = np.eye(3)[[0, 0, 0]]
+    for labels in (np.array([0, 0, 0]), one_hot):
+        np.testing.assert_allclose(margin_loss(labels, lengths), expected, rtol=1e-6)
+    for labels in (np.array([0, 0, 0]), np.array([[0], [0], [0]]), one_hot):
+        np.testing.assert_allclose(MarginLoss()(labels, lengths), 0.55, rtol=1e-6)
+    both, none, shares = [1, 1, 0], [0, 0, 0], [0.5, 0, 0]
+    # (0.3)^2 + (0.6)^2; 0.5 (0.85^2 + 0.1^2); half of 0.9^2, and 0.5 (0.9^2 + 0.8^2)
+    np.testing.assert_allclose(margin_loss(np.array([both, none, shares]), lengths), [0.45, 0.36625, 1.13], rtol=1e-6)
+    # m+ 0.7, m- 0.2 and lambda 1: (0.7 - 0.6)^2 + (0.3 - 0.2)^2
+    np.testing.assert_allclose(MarginLoss(0.7, 0.2, 1.0)(np.array([0]), lengths[:1]), 0.02, rtol=1e-5)
+
+
 def test_loss_and_schedule_come_back_from_their_config():
+    margin = MarginLoss(0.8, 0.2, 0.25)
+    assert keras.losses.deserialize(keras.losses.serialize(margin)).get_config() == margin.get_config()
     loss = keras.losses.deserialize(keras.losses.serialize(SpreadLoss(0.4)))
     assert loss.get_config() == SpreadLoss(0.4).get_config()
     schedule = MarginSchedule(0.1, 0.5, 100.0)

@@ -17,10 +17,10 @@ from caps_tf.data.mixup import mix_examples, mixed_batches
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.splits import make_splits
 from caps_tf.errors import UserError
-from caps_tf.losses import spread_loss
+from caps_tf.losses import margin_loss, spread_loss
 from caps_tf.optimizers import MomentumSGD
 from caps_tf.training.config import RunConfig
-from caps_tf.training.factories import cross_entropy, make_model, spread
+from caps_tf.training.factories import cross_entropy, make_model, margins, spread
 from caps_tf.training.params import load_params
 from caps_tf.training.steps import make_scorer, make_train_step
 from tests.small_norb import run_script
@@ -45,10 +45,12 @@ def test_the_loss_of_a_blend_is_the_blend_of_the_losses(from_logits):
     assert found == pytest.approx(0.7 * hard[0] + 0.3 * hard[1], rel=1e-5)
 
 
-def test_the_spread_loss_of_logits_is_that_of_their_softmax():
+def test_spread_and_margin_loss_of_logits_are_those_of_their_softmax():
     logits, labels = tf.constant([[2.0, -1.0, 0.5]]), tf.constant([1])
     found = spread(labels, logits, 0.5, from_logits=True)
     np.testing.assert_allclose(found, spread_loss(labels, tf.nn.softmax(logits), 0.5), rtol=1e-6)
+    found = margins(labels, logits, 0.5, from_logits=True)
+    np.testing.assert_allclose(found, margin_loss(labels, tf.nn.softmax(logits)), rtol=1e-6)
 
 
 # Batches by name

@@ -12,7 +12,7 @@ from caps_tf.data.viewpoints import parse_viewpoints
 from caps_tf.errors import UserError
 from caps_tf.networks import BACKBONES, NETWORKS, ROUTINGS, readers
 
-LOSSES = ("auto", "spread", "cross_entropy")
+LOSSES = ("auto", "spread", "margin", "cross_entropy")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("adam", "radam", "sgd")
 SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
@@ -170,7 +170,7 @@ class RunConfig:
     loss: str = _option(
         "auto",
         "optimisation",
-        "spread or cross_entropy; auto: what the network was published with",
+        "spread, margin or cross_entropy; auto: what the network was published with",
         LOSSES,
     )
     optimizer: str = _option(
@@ -267,9 +267,14 @@ class RunConfig:
         return self.iter_routing or NETWORKS[self.network].iterations
 
     @property
+    def loss_name(self) -> str:
+        """The loss, by name or as the network's own."""
+        return NETWORKS[self.network].loss if self.loss == "auto" else self.loss
+
+    @property
     def uses_spread_loss(self) -> bool:
-        """Whether the loss is the spread loss, by name or as the network's own."""
-        return self.loss == "spread" or (self.loss == "auto" and NETWORKS[self.network].loss == "spread")
+        """Whether that is the spread loss, which has a schedule."""
+        return self.loss_name == "spread"
 
     @property
     def uses_xla(self) -> bool:

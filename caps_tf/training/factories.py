@@ -8,7 +8,7 @@ import keras
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.errors import UserError
 from caps_tf.layers import CapsuleLayer
-from caps_tf.losses import spread_loss
+from caps_tf.losses import margin_loss, spread_loss
 from caps_tf.networks import NETWORKS
 from caps_tf.tensors import Tensor
 from caps_tf.training.config import RunConfig, parse_size
@@ -62,8 +62,8 @@ def _shape_of(
 
 def make_loss(config: RunConfig) -> LossFunction:
     """Returns the loss of each example as a function of labels or soft targets, scores and margin."""
-    loss = spread if config.uses_spread_loss else cross_entropy
-    return functools.partial(loss, from_logits=NETWORKS[config.network].logits)
+    losses = {"spread": spread, "margin": margins, "cross_entropy": cross_entropy}
+    return functools.partial(losses[config.loss_name], from_logits=NETWORKS[config.network].logits)
 
 
 def cross_entropy(labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: bool = False) -> Tensor:
@@ -90,6 +90,11 @@ def cross_entropy(labels: Tensor, scores: Tensor, margin: Tensor | float, from_l
 def spread(labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: bool = False) -> Tensor:
     """Spread loss of each example, [b]; of a softmax of the scores, if they are logits."""
     return spread_loss(labels, keras.ops.softmax(scores) if from_logits else scores, margin)
+
+
+def margins(labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: bool = False) -> Tensor:
+    """Margin loss of each example, [b], which needs no `margin`; of a softmax of the scores, if they are logits."""
+    return margin_loss(labels, keras.ops.softmax(scores) if from_logits else scores)
 
 
 def capsule_outputs(model: keras.Model) -> dict[str, tuple[keras.KerasTensor, keras.KerasTensor]]:
