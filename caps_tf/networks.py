@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ROUTINGS = ("em", "heinsen", "attention", "none")
+ROUTINGS = ("em", "heinsen", "attention", "dynamic", "none")
 """What routes conv_capsules; none is the same network without capsules."""
 BACKBONES = ("resnet", "simple")
 """What stands below attention's capsules."""
@@ -87,6 +87,14 @@ NETWORKS: dict[str, Network] = {
         },
         iterations=2,
         smallest={"backbone": "simple"},
+    ),
+    "capsnet": Network(
+        "caps_tf.models:capsnet",
+        flags={"channels": "channels", "iter_routing": "iterations", **_BOUND},
+        logits=False,
+        loss="margin",
+        iterations=3,
+        smallest={"channels": 16},
     ),
     "conv_capsules": Network(
         "caps_tf.models:conv_capsules",

@@ -21,6 +21,7 @@ SIZES = {
     "heinsen_norb": {"image_shape": (29, 33, 2), "channels": 4, "parts": 5},
     "heinsen_sst": {"depth": 3, "width": 8, "features": 6, "parts": 5},
     "attention": {"image_shape": (8, 8, 1), "config": str(ATTENTION)},
+    "capsnet": {"image_shape": (20, 22, 1)},
     "conv_capsules": {"image_shape": (16, 20, 1)},
     "cnn_baseline": {"image_shape": (8, 8, 1)},
 }

@@ -129,7 +129,12 @@ def test_an_entry_names_flags_that_there_are_and_arguments_that_its_builder_take
 
 def test_the_published_networks_have_their_published_iterations_and_losses():
     published = {"matrix_capsules": (2, True), "heinsen_norb": (3, False), "heinsen_sst": (3, False)}
-    published |= {"attention": (2, False), "conv_capsules": (0, False), "cnn_baseline": (0, False)}
+    published |= {
+        "attention": (2, False),
+        "conv_capsules": (0, False),
+        "cnn_baseline": (0, False),
+        "capsnet": (3, False),
+    }
     for name, expected in published.items():
         config = RunConfig(network=name)
         assert (config.routing_iterations, config.uses_spread_loss) == expected, name
@@ -144,7 +149,7 @@ def test_a_flags_value_reaches_the_builder_and_is_refused_where_it_does_not(name
     others = {"routing": "heinsen", "backbone": "simple", "convolutions": "7", "config_path": "cifar100"}
     others |= {"sequential_routing": True, "coordinates": True, "votes_mib": 3, "iter_routing": 5}
     read = NETWORKS[name].flags
-    others |= {flag: 3 for flag in ("A", "B", "C", "D", "capsules")}
+    others |= {flag: 3 for flag in ("A", "B", "C", "D", "capsules", "channels")}
     values = {flag: others[flag] if flag in others else getattr(RunConfig(), flag) / 2 or 0.25 for flag in read}
     config = RunConfig(network=name, **values)
     given = {}
@@ -198,6 +203,16 @@ LAYERS = {
         lambda **options: layers.EMClassCapsules(2, beta_a_initializer="zeros", **options),
         CHILDREN,
         [(2, 4, 4), (2,)],
+    ),
+    layers.DynamicConvCapsules: (
+        lambda **options: layers.DynamicConvCapsules(2, 3, pose_elements=5, **options),
+        (4, 5, 3, 6),
+        [(2, 3, 2, 5)],
+    ),
+    layers.DynamicClassCapsules: (
+        lambda **options: layers.DynamicClassCapsules(2, pose_elements=5, **options),
+        (4, 5, 3, 6),
+        [(2, 5)],
     ),
     layers.HeinsenRouting: (
         lambda **options: layers.HeinsenRouting(4, 4, 3, n_inp=6, n_out=2, **options),

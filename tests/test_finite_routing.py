@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from caps_tf.routing import heinsen_routing, votes_form
+from caps_tf.routing.dynamic import dynamic_routing, lengths, squash
 from caps_tf.routing.em import em_routing
 from caps_tf.routing.heinsen import P_MODELS
 from caps_tf.routing.heinsen_vectors import VectorRoutingWeights, efficient_vector_routing
@@ -101,6 +102,28 @@ def test_em_routing_is_finite_for_any_finite_input(examples):
 
     pair = st.tuples(size, size)
     check(examples, property_of, st.data(), st.integers(1, 2), pair, pair, pair, size, size, size, iterations)
+
+
+@campaigns
+def test_dynamic_routing_is_finite_for_any_finite_input(examples):
+    def property_of(data, batch, children, kernel, strides, i, j, pose, constant, iterations):
+        kernel = min(kernel[0], children[0]), min(kernel[1], children[1])
+        fields, (d, e) = Neighbourhood(children, kernel, strides), pose
+        k, (p, q) = fields.kernel_positions, fields.parents
+        inputs = data.draw(tensors((batch, *children, i, d), (k * i, j, d, e), (batch, p, q, j, e, k, i)))
+
+        def route(features, weights, more):
+            gathered = ops.reshape(fields.gather(squash(features)), (-1, k * i, 1, d))
+            votes = votes_of_children(pose_columns(gathered), vote_weights(weights))
+            votes = ops.reshape(votes, (-1, p, q, j, e, k, i))
+            found = [dynamic_routing(each, fields, iterations, constant) for each in (votes, more)]
+            return *found[0], *found[1], lengths(found[0].poses), squash(features), lengths(features)
+
+        assert_finite(route, inputs)
+
+    pair = st.tuples(size, size)
+    sizes = st.integers(1, 2), pair, pair, pair, size, size, pair
+    check(examples, property_of, st.data(), *sizes, st.booleans(), iterations)
 
 
 @campaigns

@@ -8,6 +8,12 @@ from caps_tf.layers.attention_capsules import (
 from caps_tf.layers.attention_class_capsules import AttentionClassCapsules
 from caps_tf.layers.capsule_layer import CapsuleLayer, CountedLayer, LayerCost, RoutingLayer
 from caps_tf.layers.capsule_stack import CapsuleStack
+from caps_tf.layers.dynamic_capsules import (
+    DynamicCapsules,
+    DynamicClassCapsules,
+    DynamicConvCapsules,
+    SquashedCapsules,
+)
 from caps_tf.layers.em_capsules import EMCapsules, EMClassCapsules, EMConvCapsules
 from caps_tf.layers.heinsen_routing import HeinsenRouting
 from caps_tf.layers.heinsen_vector_routing import DefinableVectorRouting, HeinsenVectorRouting, VectorRouting
@@ -22,6 +28,9 @@ __all__ = [
     "CapsuleStack",
     "CountedLayer",
     "DefinableVectorRouting",
+    "DynamicCapsules",
+    "DynamicClassCapsules",
+    "DynamicConvCapsules",
     "EMCapsules",
     "EMClassCapsules",
     "EMConvCapsules",
@@ -30,5 +39,6 @@ __all__ = [
     "LayerCost",
     "PrimaryCapsules",
     "RoutingLayer",
+    "SquashedCapsules",
     "VectorRouting",
 ]

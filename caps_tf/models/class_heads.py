@@ -6,7 +6,14 @@ from typing import NamedTuple
 import keras
 
 from caps_tf.initializers import NearIdentity
-from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting
+from caps_tf.layers import (
+    AttentionClassCapsules,
+    CapsuleStack,
+    DynamicClassCapsules,
+    EMClassCapsules,
+    HeinsenRouting,
+    SquashedCapsules,
+)
 
 INITIAL_TEMPERATURE = 2.0
 """Inverse temperature that EM routing starts from, in units of a pose's mean cost."""
@@ -62,6 +69,24 @@ def attention_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
     return keras.layers.Reshape((options.num_classes,), dtype="float32", name="scores")(x)
 
 
+def dynamic_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
+    """A linear map of each class capsule's vector (Sabour et al. 2017), whose weights all classes share."""
+    *grid, rows, columns = parts.poses.shape[1:]
+    x = keras.layers.Reshape((*grid[:2], -1), dtype=options.dtype, name="part_vectors")(parts.poses)
+    x = SquashedCapsules(rows * columns, dtype=options.dtype, name="part_capsules")(x)
+    x = DynamicClassCapsules(
+        options.num_classes,
+        share_positions=True,
+        pose_elements=rows * columns,
+        iterations=options.iterations,
+        votes_at_a_time=options.votes_at_a_time,
+        dtype="float32",
+        name="class_capsules",
+    )(x)
+    x = keras.layers.Dense(1, dtype="float32", name="score")(x)
+    return keras.layers.Reshape((options.num_classes,), dtype="float32", name="scores")(x)
+
+
 def em_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
     """The logits of EM routing's class activations (Hinton et al. 2018), with learned inverse temperatures."""
     _, scores = EMClassCapsules(
@@ -103,5 +128,6 @@ HEADS: dict[str, ClassHead] = {
     "em": ClassHead(em_scores, iterations=2, activation="sigmoid"),
     "heinsen": ClassHead(heinsen_scores, iterations=3, activation="linear"),
     "attention": ClassHead(attention_scores, iterations=2, activation=None),
+    "dynamic": ClassHead(dynamic_scores, iterations=3, activation=None),
 }
 """By the name that --routing gives them; `caps_tf.networks.ROUTINGS` lists the same names, without Keras."""

@@ -20,6 +20,7 @@ The letters of every einsum in this library:
 """
 
 from caps_tf.routing.credit import end_to_end_credit
+from caps_tf.routing.dynamic import dynamic_routing, lengths, squash
 from caps_tf.routing.em import em_routing
 from caps_tf.routing.heinsen import heinsen_routing
 from caps_tf.routing.heinsen_vectors import efficient_vector_routing, route_vectors
@@ -39,16 +40,19 @@ __all__ = [
     "SharedVotes",
     "StoredSharedVotes",
     "StoredVotes",
+    "dynamic_routing",
     "efficient_vector_routing",
     "em_routing",
     "end_to_end_credit",
     "first_parents",
     "heinsen_routing",
+    "lengths",
     "next_parents",
     "route_concurrently",
     "route_sequentially",
     "route_vectors",
     "routing_weights",
     "shared_parents",
+    "squash",
     "votes_form",
 ]

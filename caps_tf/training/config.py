@@ -119,10 +119,16 @@ class RunConfig:
     B: int = _option(8, "network", "types of primary capsules", bound=POSITIVE)
     C: int = _option(16, "network", "types of the first convolutional capsules", bound=POSITIVE)
     D: int = _option(16, "network", "types of the second convolutional capsules", bound=POSITIVE)
+    channels: int = _option(
+        256,
+        "network",
+        "of capsnet: of its two convolutions, and an eighth as many types of primary capsules",
+        bound=POSITIVE,
+    )
     iter_routing: int = _option(
         0,
         "network",
-        "routing iterations (also --num_routing); 0 for the published number: 2, and 3 for Heinsen's routing",
+        "routing iterations (also --num_routing); 0 for the published number: 2, and 3 for Heinsen's and dynamic routing",
         bound=NOT_NEGATIVE,
     )
     final_lambda: float = _option(
