@@ -79,7 +79,23 @@ def trace_attention(parts: Parts):
     return stack.routing_trace(parts.poses)["wholes"]
 
 
-TRACES: dict[str, Callable] = {"em": trace_em, "heinsen": trace_heinsen, "attention": trace_attention}
+def trace_dynamic(parts: Parts):
+    from caps_tf.layers import DynamicClassCapsules
+
+    layer = DynamicClassCapsules(WHOLES, pose_elements=SIDE * SIDE, iterations=3)
+    vectors = parts.poses.reshape(1, PARTS, -1)
+    layer(vectors)
+    # Of a pose that is read row by row, the same weights for each row.
+    layer.kernel.assign(np.kron(np.eye(SIDE), parts.weights)[None])
+    return layer.routing_trace(vectors)
+
+
+TRACES: dict[str, Callable] = {
+    "em": trace_em,
+    "heinsen": trace_heinsen,
+    "attention": trace_attention,
+    "dynamic": trace_dynamic,
+}
 
 
 def draw(steps) -> Figure:
