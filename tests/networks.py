@@ -22,6 +22,7 @@ SIZES = {
     "heinsen_sst": {"depth": 3, "width": 8, "features": 6, "parts": 5},
     "attention": {"image_shape": (8, 8, 1), "config": str(ATTENTION)},
     "conv_capsules": {"image_shape": (16, 20, 1)},
+    "self_routing": {"image_shape": (12, 16, 1), "capsules": 3, "channels": 2},
     "cnn_baseline": {"image_shape": (8, 8, 1)},
 }
 """Arguments of builders. tests/golden/program_costs.json holds what networks of these sizes cost."""

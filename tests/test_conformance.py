@@ -144,7 +144,7 @@ def test_a_flags_value_reaches_the_builder_and_is_refused_where_it_does_not(name
     others = {"routing": "heinsen", "backbone": "simple", "convolutions": "7", "config_path": "cifar100"}
     others |= {"sequential_routing": True, "coordinates": True, "votes_mib": 3, "iter_routing": 5}
     read = NETWORKS[name].flags
-    others |= {flag: 3 for flag in ("A", "B", "C", "D", "capsules")}
+    others |= {flag: 3 for flag in ("A", "B", "C", "D", "capsules", "capsule_layers")}
     values = {flag: others[flag] if flag in others else getattr(RunConfig(), flag) / 2 or 0.25 for flag in read}
     config = RunConfig(network=name, **values)
     given = {}
@@ -236,6 +236,16 @@ LAYERS = {
         lambda **options: layers.AttentionClassCapsules(2, **options),
         MATRICES,
         [(2, 4, 4)],
+    ),
+    layers.SelfRoutingConvCapsules: (
+        lambda **options: layers.SelfRoutingConvCapsules(2, 3, padding=1, pose_shape=(2, 3), **options),
+        CHILDREN,
+        [(4, 5, 2, 2, 3), (4, 5, 2)],
+    ),
+    layers.SelfRoutingClassCapsules: (
+        lambda **options: layers.SelfRoutingClassCapsules(2, **options),
+        CHILDREN,
+        [(2, 4, 4), (2,)],
     ),
     layers.CapsuleStack: (
         lambda **options: layers.CapsuleStack(

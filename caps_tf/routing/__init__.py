@@ -33,6 +33,7 @@ from caps_tf.routing.inverted_attention import (
     shared_parents,
 )
 from caps_tf.routing.neighbourhood import Neighbourhood
+from caps_tf.routing.self_routing import self_routing
 
 __all__ = [
     "Neighbourhood",
@@ -49,6 +50,7 @@ __all__ = [
     "route_sequentially",
     "route_vectors",
     "routing_weights",
+    "self_routing",
     "shared_parents",
     "votes_form",
 ]
