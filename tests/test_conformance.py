@@ -130,6 +130,7 @@ def test_an_entry_names_flags_that_there_are_and_arguments_that_its_builder_take
 def test_the_published_networks_have_their_published_iterations_and_losses():
     published = {"matrix_capsules": (2, True), "heinsen_norb": (3, False), "heinsen_sst": (3, False)}
     published |= {"attention": (2, False), "conv_capsules": (0, False), "cnn_baseline": (0, False)}
+    published |= {"self_routing": (0, False)}
     for name, expected in published.items():
         config = RunConfig(network=name)
         assert (config.routing_iterations, config.uses_spread_loss) == expected, name

@@ -48,7 +48,11 @@ def test_agrees_with_the_paper_worked_out_capsule_by_capsule(shared):
     poses, activations, routing_kernel, bias, pose_kernel = random_inputs(k=shared)
     found_poses, log_activations = route(poses, activations, routing_kernel, bias, pose_kernel)
     np.testing.assert_array_equal(route(poses, activations, routing_kernel, bias)[0], log_activations)
-    repeated = np.tile(routing_kernel, (shared, 1, 1)), np.tile(bias, (shared, 1)), np.tile(pose_kernel, (1, shared, 1, 1))
+    repeated = (
+        np.tile(routing_kernel, (shared, 1, 1)),
+        np.tile(bias, (shared, 1)),
+        np.tile(pose_kernel, (1, shared, 1, 1)),
+    )
     for n in range(len(poses)):
         expected_poses, expected, _ = self_routing_reference.self_routing(
             poses[n].reshape(-1, poses.shape[-1]), activations[n].ravel(), *repeated

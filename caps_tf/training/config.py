@@ -134,7 +134,9 @@ class RunConfig:
     sequential_routing: bool = _option(
         False, "network", "each layer finishes its iterations before the next; otherwise all route at once"
     )
-    backbone: str = _option("resnet", "network", "what stands below capsules, residual or plain convolutions", BACKBONES)
+    backbone: str = _option(
+        "resnet", "network", "what stands below capsules, residual or plain convolutions", BACKBONES
+    )
     config_path: str = _option(
         "cifar10", "network", "attention's capsule layers: cifar10 or cifar100 (both published), or a JSON file"
     )
