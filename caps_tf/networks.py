@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ROUTINGS = ("em", "heinsen", "attention", "dynamic", "none")
+ROUTINGS = ("em", "heinsen", "attention", "dynamic", "self", "none")
 """What routes conv_capsules; none is the same network without capsules."""
 BACKBONES = ("resnet", "simple")
-"""What stands below attention's capsules."""
+"""What stands below the capsules of attention and of self-routing."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,12 @@ NETWORKS: dict[str, Network] = {
             **_BOUND,
         },
         smallest={"convolutions": "4k5s2,8s2", "capsules": 2},
+    ),
+    "self_routing": Network(
+        "caps_tf.models:self_routing",
+        flags={"backbone": "backbone", "capsule_layers": "capsule_layers", **_BOUND},
+        logits=False,
+        smallest={"backbone": "simple", "capsule_layers": 2},
     ),
     "cnn_baseline": Network(
         "caps_tf.models:cnn_baseline",

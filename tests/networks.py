@@ -23,6 +23,7 @@ SIZES = {
     "attention": {"image_shape": (8, 8, 1), "config": str(ATTENTION)},
     "capsnet": {"image_shape": (20, 22, 1)},
     "conv_capsules": {"image_shape": (16, 20, 1)},
+    "self_routing": {"image_shape": (12, 16, 1), "capsules": 3, "channels": 2},
     "cnn_baseline": {"image_shape": (8, 8, 1)},
 }
 """Arguments of builders. tests/golden/program_costs.json holds what networks of these sizes cost."""

@@ -22,7 +22,7 @@ from caps_tf.layers import (
     attention_capsules,
     capsule_layer,
 )
-from caps_tf.networks import NETWORKS
+from caps_tf.networks import NETWORKS, ROUTINGS
 from caps_tf.processor import CPU, Processor, processor_of
 from caps_tf.routing.grouping import AT_ONCE, KEPT, VOTES_HELD, Groups, choose_groups
 from caps_tf.training import devices, memory
@@ -38,7 +38,7 @@ GPU = Processor("gpu", "a GPU", memory=80 * 10**9)
 VARIANTS = [
     *((name, {}) for name, network in NETWORKS.items() if network.routes and name != "conv_capsules"),
     ("attention", {"sequential_routing": True}),
-    *(("conv_capsules", {"routing": routing}) for routing in ("em", "heinsen", "attention", "dynamic")),
+    *(("conv_capsules", {"routing": routing}) for routing in ROUTINGS if routing != "none"),
 ]
 
 

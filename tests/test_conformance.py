@@ -129,12 +129,8 @@ def test_an_entry_names_flags_that_there_are_and_arguments_that_its_builder_take
 
 def test_the_published_networks_have_their_published_iterations_and_losses():
     published = {"matrix_capsules": (2, True), "heinsen_norb": (3, False), "heinsen_sst": (3, False)}
-    published |= {
-        "attention": (2, False),
-        "conv_capsules": (0, False),
-        "cnn_baseline": (0, False),
-        "capsnet": (3, False),
-    }
+    published |= {"attention": (2, False), "conv_capsules": (0, False), "cnn_baseline": (0, False)}
+    published |= {"capsnet": (3, False), "self_routing": (0, False)}
     for name, expected in published.items():
         config = RunConfig(network=name)
         assert (config.routing_iterations, config.uses_spread_loss) == expected, name
@@ -149,7 +145,7 @@ def test_a_flags_value_reaches_the_builder_and_is_refused_where_it_does_not(name
     others = {"routing": "heinsen", "backbone": "simple", "convolutions": "7", "config_path": "cifar100"}
     others |= {"sequential_routing": True, "coordinates": True, "votes_mib": 3, "iter_routing": 5}
     read = NETWORKS[name].flags
-    others |= {flag: 3 for flag in ("A", "B", "C", "D", "capsules", "channels")}
+    others |= {flag: 3 for flag in ("A", "B", "C", "D", "capsules", "channels", "capsule_layers")}
     values = {flag: others[flag] if flag in others else getattr(RunConfig(), flag) / 2 or 0.25 for flag in read}
     config = RunConfig(network=name, **values)
     given = {}
@@ -251,6 +247,16 @@ LAYERS = {
         lambda **options: layers.AttentionClassCapsules(2, **options),
         MATRICES,
         [(2, 4, 4)],
+    ),
+    layers.SelfRoutingConvCapsules: (
+        lambda **options: layers.SelfRoutingConvCapsules(2, 3, padding=1, pose_shape=(2, 3), **options),
+        CHILDREN,
+        [(4, 5, 2, 2, 3), (4, 5, 2)],
+    ),
+    layers.SelfRoutingClassCapsules: (
+        lambda **options: layers.SelfRoutingClassCapsules(2, **options),
+        CHILDREN,
+        [(2, 4, 4), (2,)],
     ),
     layers.CapsuleStack: (
         lambda **options: layers.CapsuleStack(

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from caps_tf.costs import count_costs
-from caps_tf.layers import AttentionClassCapsules, CapsuleStack, EMClassCapsules, HeinsenRouting, HeinsenVectorRouting
+from caps_tf.layers import (
+    AttentionClassCapsules,
+    CapsuleStack,
+    EMClassCapsules,
+    HeinsenRouting,
+    HeinsenVectorRouting,
+    SelfRoutingClassCapsules,
+    SelfRoutingConvCapsules,
+)
 from tests.networks import tiny
 
 
@@ -68,6 +76,23 @@ def test_attention_routing_counts_the_steps_that_the_schedule_takes():
     assert forward(2, True) - without == 2 * convolutional + 2 * dense
 
 
+def test_self_routing_multiplies_a_pose_for_its_choice_for_its_weight_and_for_its_vote():
+    poses, activations = keras.Input((3, 4, 2, 5)), keras.Input((3, 4, 2))
+
+    def costs(layer):
+        return count_costs(keras.Model([poses, activations], layer((poses, activations))), batch=2)
+
+    # Positions x children x parents times 5 elements twice, and 5 x 7 in each vote.
+    pairs = 2 * (1 * 2) * (3 * 3 * 2) * 6
+    convolutional = costs(SelfRoutingConvCapsules(6, 3, pose_shape=(7,)))
+    assert (convolutional.forward, convolutional.votes) == (pairs * (2 * 5 + 5 * 7), pairs * 7)
+    # Weights that positions share act on sums over them: of each type one.
+    pairs = 2 * (3 * 4 * 2) * 6
+    assert costs(SelfRoutingClassCapsules(6)).forward == pairs * 2 * 5 + 2 * 2 * 6 * 5 * 5
+    assert costs(SelfRoutingClassCapsules(6, share_positions=False)).forward == pairs * (2 * 5 + 5 * 5)
+    assert costs(SelfRoutingClassCapsules(6, with_poses=False)).forward == pairs * 5
+
+
 def test_attention_class_capsules_weigh_sums_over_positions_instead_of_votes():
     poses = keras.Input((3, 2, 4, 4, 4))
 
@@ -88,6 +113,7 @@ def test_attention_class_capsules_weigh_sums_over_positions_instead_of_votes():
         ("matrix_capsules", {}),
         ("heinsen_norb", {}),
         ("attention", {"backbone": "resnet", "iterations": 3}),
+        ("self_routing", {}),
         ("cnn_baseline", {}),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from caps_tf.routing import heinsen_routing, votes_form
+from caps_tf.routing import heinsen_routing, self_routing, votes_form
 from caps_tf.routing.dynamic import dynamic_routing, lengths, squash
 from caps_tf.routing.em import em_routing
 from caps_tf.routing.heinsen import P_MODELS
@@ -176,3 +176,13 @@ def test_inverted_attention_is_finite_for_any_finite_input(examples):
         assert_finite(route, inputs)
 
     check(examples, property_of, st.data(), size, size, size, st.tuples(size, size, size), iterations)
+
+
+@campaigns
+def test_self_routing_is_finite_for_any_finite_input(examples):
+    def property_of(data, n, k, i, j, d, e):
+        shapes = (n, k, i, d), (n, k, i), (i, j, d), (i, j), (j, i, d, e)
+        poses, activations, *weights = data.draw(tensors(*shapes))
+        assert_finite(self_routing, (poses, np.minimum(np.abs(activations), 1.0), *weights))
+
+    check(examples, property_of, st.data(), size, size, size, size, size, size)

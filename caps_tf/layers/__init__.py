@@ -18,6 +18,11 @@ from caps_tf.layers.em_capsules import EMCapsules, EMClassCapsules, EMConvCapsul
 from caps_tf.layers.heinsen_routing import HeinsenRouting
 from caps_tf.layers.heinsen_vector_routing import DefinableVectorRouting, HeinsenVectorRouting, VectorRouting
 from caps_tf.layers.primary_capsules import PrimaryCapsules
+from caps_tf.layers.self_routing_capsules import (
+    SelfRoutingCapsules,
+    SelfRoutingClassCapsules,
+    SelfRoutingConvCapsules,
+)
 
 __all__ = [
     "AttentionCapsules",
@@ -39,6 +44,9 @@ __all__ = [
     "LayerCost",
     "PrimaryCapsules",
     "RoutingLayer",
+    "SelfRoutingCapsules",
+    "SelfRoutingClassCapsules",
+    "SelfRoutingConvCapsules",
     "SquashedCapsules",
     "VectorRouting",
 ]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import keras
 
+from caps_tf.errors import UserError
 from caps_tf.initializers import NearIdentity
 from caps_tf.layers import (
     AttentionClassCapsules,
@@ -12,6 +13,7 @@ from caps_tf.layers import (
     DynamicClassCapsules,
     EMClassCapsules,
     HeinsenRouting,
+    SelfRoutingClassCapsules,
     SquashedCapsules,
 )
 
@@ -124,10 +126,20 @@ def heinsen_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
     return scores
 
 
+def self_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
+    """The logarithms of self-routed class activations (Hahn et al. 2019), whose softmax are the activations."""
+    if options.iterations > 1:
+        raise UserError(f"self-routing has no iterations: leave out `iter_routing`, which is {options.iterations}")
+    return SelfRoutingClassCapsules(
+        options.num_classes, with_poses=False, return_logits=True, dtype="float32", name="class_capsules"
+    )(tuple(parts))
+
+
 HEADS: dict[str, ClassHead] = {
     "em": ClassHead(em_scores, iterations=2, activation="sigmoid"),
     "heinsen": ClassHead(heinsen_scores, iterations=3, activation="linear"),
     "attention": ClassHead(attention_scores, iterations=2, activation=None),
     "dynamic": ClassHead(dynamic_scores, iterations=3, activation=None),
+    "self": ClassHead(self_scores, iterations=1, activation="sigmoid"),
 }
 """By the name that --routing gives them; `caps_tf.networks.ROUTINGS` lists the same names, without Keras."""

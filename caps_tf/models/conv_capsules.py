@@ -98,7 +98,8 @@ def conv_capsules(
         57127
 
     References:
-        The routings' papers, see `EMClassCapsules`, `HeinsenRouting` and `AttentionClassCapsules`.
+        The routings' papers, see `EMClassCapsules`, `HeinsenRouting`, `AttentionClassCapsules` and
+        `SelfRoutingClassCapsules`.
     """
     if routing not in ROUTINGS:
         raise UserError(f"routing must be one of {', '.join(ROUTINGS)}, not {routing!r}")

@@ -34,6 +34,7 @@ from caps_tf.routing.inverted_attention import (
     shared_parents,
 )
 from caps_tf.routing.neighbourhood import Neighbourhood
+from caps_tf.routing.self_routing import self_routing
 
 __all__ = [
     "Neighbourhood",
@@ -52,6 +53,7 @@ __all__ = [
     "route_sequentially",
     "route_vectors",
     "routing_weights",
+    "self_routing",
     "shared_parents",
     "squash",
     "votes_form",

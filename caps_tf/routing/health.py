@@ -51,11 +51,13 @@ class RoutingTrace(NamedTuple):
         steps: the iterations, the first to the last.
         child_activations: [n, c], between 0 and 1, or None where children have none.
         variance_floor: what the algorithm adds to every variance, or None where it has no variances.
+        equal_weights: routing weights if children routed uniformly, [n, j, c]; None where those of the first step are.
     """
 
     steps: tuple[RoutingStep, ...]
     child_activations: Tensor | None = None
     variance_floor: float | None = None
+    equal_weights: Tensor | None = None
 
 
 def routing_entropy(routing_weights: Tensor, equal_weights: Tensor, child_activations: Tensor | None = None) -> Tensor:
@@ -269,7 +271,8 @@ def trace_gauges(trace: RoutingTrace) -> dict[str, Tensor]:
     """
     first, last = trace.steps[0], trace.steps[-1]
     active = trace.child_activations
-    gauges = {"routing_entropy": routing_entropy(last.routing_weights, first.routing_weights, active)}
+    equal = first.routing_weights if trace.equal_weights is None else trace.equal_weights
+    gauges = {"routing_entropy": routing_entropy(last.routing_weights, equal, active)}
     if last.votes is None:
         return gauges
     gauges["vote_scale"] = vote_scale(last.votes)

@@ -140,7 +140,9 @@ class RunConfig:
     sequential_routing: bool = _option(
         False, "network", "each layer finishes its iterations before the next; otherwise all route at once"
     )
-    backbone: str = _option("resnet", "network", "what stands below attention's capsules", BACKBONES)
+    backbone: str = _option(
+        "resnet", "network", "what stands below capsules, residual or plain convolutions", BACKBONES
+    )
     config_path: str = _option(
         "cifar10", "network", "attention's capsule layers: cifar10 or cifar100 (both published), or a JSON file"
     )
@@ -161,6 +163,9 @@ class RunConfig:
         "16k5s2,32,48s2,64s2", "network", "of each convolution channels, k and kernel side [3], s and stride [1]"
     )
     capsules: int = _option(8, "network", "types of part capsules at each position", bound=POSITIVE)
+    capsule_layers: int = _option(
+        1, "network", "of self_routing: layers that route, the class capsules among them", bound=POSITIVE
+    )
     coordinates: bool = _option(False, "network", "with --routing=em: votes carry the position of their part")
     votes_mib: int = _option(
         0,
