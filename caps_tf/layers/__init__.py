@@ -11,6 +11,7 @@ from caps_tf.layers.capsule_stack import CapsuleStack
 from caps_tf.layers.em_capsules import EMCapsules, EMClassCapsules, EMConvCapsules
 from caps_tf.layers.heinsen_routing import HeinsenRouting
 from caps_tf.layers.heinsen_vector_routing import DefinableVectorRouting, HeinsenVectorRouting, VectorRouting
+from caps_tf.layers.matrix_capsules import MatrixCapsules
 from caps_tf.layers.primary_capsules import PrimaryCapsules
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "HeinsenRouting",
     "HeinsenVectorRouting",
     "LayerCost",
+    "MatrixCapsules",
     "PrimaryCapsules",
     "RoutingLayer",
     "VectorRouting",
