@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # What runs on every Keras backend.
-BACKEND_TESTS := $(addprefix tests/test_,em_routing.py heinsen_routing.py heinsen_vectors.py heinsen_vector_layers.py \
+BACKEND_TESTS := $(addprefix tests/test_,em_routing.py vb_routing.py heinsen_routing.py heinsen_vectors.py heinsen_vector_layers.py \
   inverted_attention.py attention_layers.py layers.py models.py attention_network.py finite_routing.py \
   routing_health.py conv_capsules.py any_backend.py accelerator_benchmark.py)
 

@@ -38,7 +38,7 @@ GPU = Processor("gpu", "a GPU", memory=80 * 10**9)
 VARIANTS = [
     *((name, {}) for name, network in NETWORKS.items() if network.routes and name != "conv_capsules"),
     ("attention", {"sequential_routing": True}),
-    *(("conv_capsules", {"routing": routing}) for routing in ("em", "heinsen", "attention")),
+    *(("conv_capsules", {"routing": routing}) for routing in ("em", "vb", "heinsen", "attention")),
 ]
 
 

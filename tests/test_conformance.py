@@ -129,7 +129,12 @@ def test_an_entry_names_flags_that_there_are_and_arguments_that_its_builder_take
 
 def test_the_published_networks_have_their_published_iterations_and_losses():
     published = {"matrix_capsules": (2, True), "heinsen_norb": (3, False), "heinsen_sst": (3, False)}
-    published |= {"attention": (2, False), "conv_capsules": (0, False), "cnn_baseline": (0, False)}
+    published |= {
+        "vb_capsules": (3, False),
+        "attention": (2, False),
+        "conv_capsules": (0, False),
+        "cnn_baseline": (0, False),
+    }
     for name, expected in published.items():
         config = RunConfig(network=name)
         assert (config.routing_iterations, config.uses_spread_loss) == expected, name
@@ -196,6 +201,16 @@ LAYERS = {
     ),
     layers.EMClassCapsules: (
         lambda **options: layers.EMClassCapsules(2, beta_a_initializer="zeros", **options),
+        CHILDREN,
+        [(2, 4, 4), (2,)],
+    ),
+    layers.VBConvCapsules: (
+        lambda **options: layers.VBConvCapsules(2, 3, **options),
+        CHILDREN,
+        [(2, 3, 2, 4, 4), (2, 3, 2)],
+    ),
+    layers.VBClassCapsules: (
+        lambda **options: layers.VBClassCapsules(2, **options),
         CHILDREN,
         [(2, 4, 4), (2,)],
     ),

@@ -7,12 +7,14 @@ from caps_tf.layers.attention_capsules import (
 )
 from caps_tf.layers.attention_class_capsules import AttentionClassCapsules
 from caps_tf.layers.capsule_layer import CapsuleLayer, CountedLayer, LayerCost, RoutingLayer
+from caps_tf.layers.capsule_normalization import CapsuleNormalization
 from caps_tf.layers.capsule_stack import CapsuleStack
 from caps_tf.layers.em_capsules import EMCapsules, EMClassCapsules, EMConvCapsules
 from caps_tf.layers.heinsen_routing import HeinsenRouting
 from caps_tf.layers.heinsen_vector_routing import DefinableVectorRouting, HeinsenVectorRouting, VectorRouting
 from caps_tf.layers.matrix_capsules import MatrixCapsules
 from caps_tf.layers.primary_capsules import PrimaryCapsules
+from caps_tf.layers.vb_capsules import VBCapsules, VBClassCapsules, VBConvCapsules
 
 __all__ = [
     "AttentionCapsules",
@@ -20,6 +22,7 @@ __all__ = [
     "AttentionConvCapsules",
     "AttentionDenseCapsules",
     "CapsuleLayer",
+    "CapsuleNormalization",
     "CapsuleStack",
     "CountedLayer",
     "DefinableVectorRouting",
@@ -32,5 +35,8 @@ __all__ = [
     "MatrixCapsules",
     "PrimaryCapsules",
     "RoutingLayer",
+    "VBCapsules",
+    "VBClassCapsules",
+    "VBConvCapsules",
     "VectorRouting",
 ]

@@ -7,6 +7,7 @@ from caps_tf.models.conv_capsules import conv_capsules, parse_convolutions
 from caps_tf.models.heinsen_norb import heinsen_norb
 from caps_tf.models.heinsen_sst import heinsen_sst
 from caps_tf.models.matrix_capsules import matrix_capsules
+from caps_tf.models.vb_capsules import vb_capsules
 
 __all__ = [
     "attention_capsules",
@@ -18,4 +19,5 @@ __all__ = [
     "load_attention_config",
     "matrix_capsules",
     "parse_convolutions",
+    "vb_capsules",
 ]
