@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ROUTINGS = ("em", "heinsen", "attention", "dynamic", "self", "none")
+ROUTINGS = ("em", "vb", "heinsen", "attention", "dynamic", "self", "none")
 """What routes conv_capsules; none is the same network without capsules."""
 BACKBONES = ("resnet", "simple")
 """What stands below the capsules of attention and of self-routing."""
@@ -62,6 +62,13 @@ NETWORKS: dict[str, Network] = {
         logits=False,
         loss="spread",
         iterations=2,
+        smallest={"A": 4, "B": 2, "C": 3, "D": 3},
+    ),
+    "vb_capsules": Network(
+        "caps_tf.models:vb_capsules",
+        flags={**{name: name for name in ("A", "B", "C", "D")}, **_ROUTED, **_BOUND},
+        logits=False,
+        iterations=3,
         smallest={"A": 4, "B": 2, "C": 3, "D": 3},
     ),
     "heinsen_norb": Network(

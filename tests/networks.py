@@ -18,6 +18,7 @@ ATTENTION = Path(__file__).with_name("tiny_attention.json")
 """A configuration of the attention network, for `config` of its builder and for --config_path."""
 SIZES = {
     "matrix_capsules": {"image_shape": (20, 24, 1)},
+    "vb_capsules": {"image_shape": (20, 24, 2)},
     "heinsen_norb": {"image_shape": (29, 33, 2), "channels": 4, "parts": 5},
     "heinsen_sst": {"depth": 3, "width": 8, "features": 6, "parts": 5},
     "attention": {"image_shape": (8, 8, 1), "config": str(ATTENTION)},

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from caps_tf.training.compilation import split_at_routing
 from caps_tf.training.factories import capsule_outputs, cross_entropy
 from caps_tf.training.steps import make_train_step
 from tests.networks import inputs_of, random_batch, tiny
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -78,3 +84,33 @@ def test_features_that_go_around_the_routing_are_not_lost():
     assert not any(isinstance(layer, RoutingLayer) for layer in features.layers)  # it would run a second time
     for name in found:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6)
+
+
+def test_replicas_agree_on_the_statistics_of_a_batch_behind_a_routing():
+    program = """
+import keras, numpy as np, tensorflow as tf
+from caps_tf.layers import CapsuleNormalization, EMClassCapsules, PrimaryCapsules
+from caps_tf.training.devices import make_strategy
+from caps_tf.training.factories import cross_entropy
+from caps_tf.training.steps import make_train_step
+two, one = make_strategy(2), tf.distribute.get_strategy()
+images = np.random.default_rng(0).normal(size=(4, 3, 3, 1)).astype("float32")
+batches = tf.data.Dataset.from_tensor_slices({"image": images, "label": np.arange(4) % 3}).batch(4)
+for strategy in (one, two):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        x = keras.Input((3, 3, 1), name="image")
+        capsules = EMClassCapsules(3, iterations=1, initial_temperature=1.0, return_logits=True)(PrimaryCapsules(2)(x))
+        normalization = CapsuleNormalization()
+        model = keras.Model(x, normalization(capsules)[1])
+        optimizer = keras.optimizers.SGD(1.0)
+        optimizer.build(model.trainable_variables)
+    step = make_train_step(strategy, model, optimizer, cross_entropy, 4, jit_compile=False)
+    [batch] = strategy.experimental_distribute_dataset(batches)
+    loss = float(step(batch, tf.constant(0.5), tf.constant(0.0)).loss)
+    print(loss, *(number for weight in normalization.weights for number in np.ravel(weight)))
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0, found.stderr[-2000:]
+    one, two = (np.array(line.split(), "float64") for line in found.stdout.splitlines()[-2:])
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)

@@ -130,7 +130,7 @@ def test_an_entry_names_flags_that_there_are_and_arguments_that_its_builder_take
 def test_the_published_networks_have_their_published_iterations_and_losses():
     published = {"matrix_capsules": (2, True), "heinsen_norb": (3, False), "heinsen_sst": (3, False)}
     published |= {"attention": (2, False), "conv_capsules": (0, False), "cnn_baseline": (0, False)}
-    published |= {"capsnet": (3, False), "self_routing": (0, False)}
+    published |= {"capsnet": (3, False), "self_routing": (0, False), "vb_capsules": (3, False)}
     for name, expected in published.items():
         config = RunConfig(network=name)
         assert (config.routing_iterations, config.uses_spread_loss) == expected, name
@@ -209,6 +209,16 @@ LAYERS = {
         lambda **options: layers.DynamicClassCapsules(2, pose_elements=5, **options),
         (4, 5, 3, 6),
         [(2, 5)],
+    ),
+    layers.VBConvCapsules: (
+        lambda **options: layers.VBConvCapsules(2, 3, **options),
+        CHILDREN,
+        [(2, 3, 2, 4, 4), (2, 3, 2)],
+    ),
+    layers.VBClassCapsules: (
+        lambda **options: layers.VBClassCapsules(2, **options),
+        CHILDREN,
+        [(2, 4, 4), (2,)],
     ),
     layers.HeinsenRouting: (
         lambda **options: layers.HeinsenRouting(4, 4, 3, n_inp=6, n_out=2, **options),

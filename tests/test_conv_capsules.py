@@ -57,11 +57,12 @@ def test_an_image_is_judged_by_itself_at_any_size(routing):
         np.testing.assert_allclose(model(images[:1]), scores[:1], rtol=1e-4, atol=1e-4)
 
 
-def test_coordinates_tell_em_where_a_part_stands():
+@pytest.mark.parametrize("routing", ["em", "vb"])
+def test_coordinates_tell_where_a_part_stands(routing):
     images = np.zeros((2, 16, 16, 1), "float32")
     images[0, 2:5, 2:5], images[1, 10:13, 10:13] = 1.0, 1.0  # one part at two places, a multiple of the strides apart
     blind, told = (
-        conv_capsules((16, 16, 1), 3, convolutions="8k3s1", capsules=3, coordinates=c) for c in (False, True)
+        conv_capsules((16, 16, 1), 3, routing, convolutions="8k3s1", capsules=3, coordinates=c) for c in (False, True)
     )
     told.set_weights(blind.get_weights())
     scores = [np.array(model(images)) for model in (blind, told)]

@@ -14,6 +14,7 @@ from caps_tf.routing.heinsen import P_MODELS
 from caps_tf.routing.heinsen_vectors import VectorRoutingWeights, efficient_vector_routing
 from caps_tf.routing.inverted_attention import first_parents, next_parents, routing_weights
 from caps_tf.routing.neighbourhood import Neighbourhood
+from caps_tf.routing.variational_bayes import COVARIANCES, Prior, vb_routing
 from caps_tf.routing.votes import pose_columns, vote_weights, votes_of_children
 from tests.gradients import gradients
 
@@ -124,6 +125,29 @@ def test_dynamic_routing_is_finite_for_any_finite_input(examples):
     pair = st.tuples(size, size)
     sizes = st.integers(1, 2), pair, pair, pair, size, size, pair
     check(examples, property_of, st.data(), *sizes, st.booleans(), iterations)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_vb_routing_is_finite_for_any_finite_input(covariance, examples):
+    def property_of(data, batch, children, kernel, strides, i, j, d, alpha, iterations):
+        kernel = min(kernel[0], children[0]), min(kernel[1], children[1])
+        fields = Neighbourhood(children, kernel, strides)
+        k, (p, q) = fields.kernel_positions, fields.parents
+        votes, beta_u, beta_a, activations = data.draw(
+            tensors((batch, p, q, j, d * d, k, i), (j,), (j,), (batch, *children, i))
+        )
+        activations = np.minimum(np.abs(activations), 1.0)
+
+        def route(votes, beta_u, beta_a, activations):
+            found = vb_routing(
+                *(votes, fields.gather(activations), beta_u, beta_a, fields, iterations, Prior(alpha), covariance)
+            )
+            return (*found[:4], ops.sigmoid(found.logits))
+
+        assert_finite(route, (votes, beta_u, beta_a, activations))
+
+    pair, alpha = st.tuples(size, size), st.sampled_from([1.0, 1e-3])
+    check(examples, property_of, st.data(), st.integers(1, 2), pair, pair, pair, size, size, size, alpha, iterations)
 
 
 @campaigns

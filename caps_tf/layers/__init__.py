@@ -7,6 +7,7 @@ from caps_tf.layers.attention_capsules import (
 )
 from caps_tf.layers.attention_class_capsules import AttentionClassCapsules
 from caps_tf.layers.capsule_layer import CapsuleLayer, CountedLayer, LayerCost, RoutingLayer
+from caps_tf.layers.capsule_normalization import CapsuleNormalization
 from caps_tf.layers.capsule_stack import CapsuleStack
 from caps_tf.layers.dynamic_capsules import (
     DynamicCapsules,
@@ -17,12 +18,14 @@ from caps_tf.layers.dynamic_capsules import (
 from caps_tf.layers.em_capsules import EMCapsules, EMClassCapsules, EMConvCapsules
 from caps_tf.layers.heinsen_routing import HeinsenRouting
 from caps_tf.layers.heinsen_vector_routing import DefinableVectorRouting, HeinsenVectorRouting, VectorRouting
+from caps_tf.layers.matrix_capsules import MatrixCapsules
 from caps_tf.layers.primary_capsules import PrimaryCapsules
 from caps_tf.layers.self_routing_capsules import (
     SelfRoutingCapsules,
     SelfRoutingClassCapsules,
     SelfRoutingConvCapsules,
 )
+from caps_tf.layers.vb_capsules import VBCapsules, VBClassCapsules, VBConvCapsules
 
 __all__ = [
     "AttentionCapsules",
@@ -30,6 +33,7 @@ __all__ = [
     "AttentionConvCapsules",
     "AttentionDenseCapsules",
     "CapsuleLayer",
+    "CapsuleNormalization",
     "CapsuleStack",
     "CountedLayer",
     "DefinableVectorRouting",
@@ -42,11 +46,15 @@ __all__ = [
     "HeinsenRouting",
     "HeinsenVectorRouting",
     "LayerCost",
+    "MatrixCapsules",
     "PrimaryCapsules",
     "RoutingLayer",
     "SelfRoutingCapsules",
     "SelfRoutingClassCapsules",
     "SelfRoutingConvCapsules",
     "SquashedCapsules",
+    "VBCapsules",
+    "VBClassCapsules",
+    "VBConvCapsules",
     "VectorRouting",
 ]

@@ -9,6 +9,7 @@ from caps_tf.models.heinsen_norb import heinsen_norb
 from caps_tf.models.heinsen_sst import heinsen_sst
 from caps_tf.models.matrix_capsules import matrix_capsules
 from caps_tf.models.self_routing import self_routing
+from caps_tf.models.vb_capsules import vb_capsules
 
 __all__ = [
     "attention_capsules",
@@ -22,4 +23,5 @@ __all__ = [
     "matrix_capsules",
     "parse_convolutions",
     "self_routing",
+    "vb_capsules",
 ]

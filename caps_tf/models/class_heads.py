@@ -15,6 +15,7 @@ from caps_tf.layers import (
     HeinsenRouting,
     SelfRoutingClassCapsules,
     SquashedCapsules,
+    VBClassCapsules,
 )
 
 INITIAL_TEMPERATURE = 2.0
@@ -107,6 +108,22 @@ def em_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
     return scores
 
 
+def vb_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
+    """The logits of the class activations of variational-Bayes routing (Ribeiro et al. 2020), not normalised."""
+    _, scores = VBClassCapsules(
+        options.num_classes,
+        coordinate_addition=options.coordinates,
+        coordinate_scale=1.0,
+        return_logits=True,
+        iterations=options.iterations,
+        kernel_initializer=NearIdentity(),
+        votes_at_a_time=options.votes_at_a_time,
+        dtype="float32",
+        name="class_capsules",
+    )(tuple(parts))
+    return scores
+
+
 def heinsen_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
     """The scores of Heinsen's routing (2019)."""
     rows, columns = parts.poses.shape[-2:]
@@ -137,6 +154,7 @@ def self_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
 
 HEADS: dict[str, ClassHead] = {
     "em": ClassHead(em_scores, iterations=2, activation="sigmoid"),
+    "vb": ClassHead(vb_scores, iterations=3, activation="sigmoid"),
     "heinsen": ClassHead(heinsen_scores, iterations=3, activation="linear"),
     "attention": ClassHead(attention_scores, iterations=2, activation=None),
     "dynamic": ClassHead(dynamic_scores, iterations=3, activation=None),

@@ -78,7 +78,7 @@ def conv_capsules(
         convolutions: see `parse_convolutions`; each is followed by batch normalisation and ReLU, and keeps the size of
             the image but for its stride.
         capsules: types of part capsules at each position.
-        coordinates: with "em", whether votes carry the position of their part.
+        coordinates: with "em" and "vb", whether votes carry the position of their part.
         iterations: routing iterations; 0 for those of the head.
         dropout: share of the elements of part poses (of features, with "none") dropped in training.
         weight_reg: L2 penalty on the kernels of the convolutions.

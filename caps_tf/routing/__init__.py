@@ -14,7 +14,7 @@ The letters of every einsum in this library:
     r      rows x of the poses at all parent positions (n x merged)
     w      elements of the weights of all parent types (j z merged)
     m      moments of a pose row: its elements y and their products y y'
-    e      elements of an output vector, where input vectors have d
+    e      elements of an output vector, where input vectors have d; columns of a matrix whose rows are d
     o      output capsules of the routing after this one, whose inputs are j
     ...    any number of leading axes, the batch among them
 """
@@ -35,9 +35,11 @@ from caps_tf.routing.inverted_attention import (
 )
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.routing.self_routing import self_routing
+from caps_tf.routing.variational_bayes import Prior, vb_routing
 
 __all__ = [
     "Neighbourhood",
+    "Prior",
     "SharedVotes",
     "StoredSharedVotes",
     "StoredVotes",
@@ -56,5 +58,6 @@ __all__ = [
     "self_routing",
     "shared_parents",
     "squash",
+    "vb_routing",
     "votes_form",
 ]

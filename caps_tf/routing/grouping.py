@@ -9,7 +9,10 @@ from keras import ops
 from caps_tf.processor import Processor
 from caps_tf.tensors import Tensor
 
-CACHED_VOTES = {"em": 2**22, "heinsen": 2**22, "attention": 2**24, "dynamic": 2**24, "self": 2**22}
+CACHED_VOTES = {
+    **{"em": 2**22, "vb": 2**22, "heinsen": 2**22, "self": 2**22},
+    **{"attention": 2**24, "dynamic": 2**24},
+}
 """Bytes of votes that exist at the same time on a CPU, by routing: what suits its caches."""
 
 VOTES_HELD = 10

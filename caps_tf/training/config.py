@@ -166,7 +166,7 @@ class RunConfig:
     capsule_layers: int = _option(
         1, "network", "of self_routing: layers that route, the class capsules among them", bound=POSITIVE
     )
-    coordinates: bool = _option(False, "network", "with --routing=em: votes carry the position of their part")
+    coordinates: bool = _option(False, "network", "with --routing=em or vb: votes carry the position of their part")
     votes_mib: int = _option(
         0,
         "network",
@@ -299,9 +299,9 @@ class RunConfig:
             UserError: naming the networks that do.
 
         Example:
-            >>> RunConfig(network="cnn_baseline", B=4).check_given(["B"])
+            >>> RunConfig(network="cnn_baseline", epsilon=1e-6).check_given(["epsilon"])
             Traceback (most recent call last):
-            caps_tf.errors.UserError: cnn_baseline does not read --B: leave it out, or train matrix_capsules
+            caps_tf.errors.UserError: cnn_baseline does not read --epsilon: leave it out, or train matrix_capsules
         """
         groups = {option.name: option.metadata["group"] for option in dataclasses.fields(self)}
         for name in names:

@@ -79,7 +79,6 @@ def _make_gradients_of_capsules(
 ) -> Callable[..., tuple]:
     """The gradient is taken inside, where nothing of the forward pass has to leave what XLA compiles."""
 
-    @tf.function(jit_compile=jit_compile, autograph=False)
     def route(made, label, target, margin, replicas):
         with tf.GradientTape() as tape:
             tape.watch(made)
@@ -93,7 +92,14 @@ def _make_gradients_of_capsules(
         correct = tf.reduce_sum(tf.cast(is_correct, tf.float32))
         return loss, correct, _or_zeros(gradients, capsules.trainable_variables), _or_zeros(of_made, made)
 
-    return route
+    compiled = tf.function(route, jit_compile=jit_compile, autograph=False)
+
+    def route_on_replica(*arguments):
+        # Replicas cannot agree on the statistics of a batch from inside a function of their own.
+        agree = capsules.non_trainable_weights and tf.distribute.has_strategy()
+        return (route if agree else compiled)(*arguments)
+
+    return route_on_replica
 
 
 def _penalty(half: keras.Model, replicas: float) -> tf.Tensor:
