@@ -79,6 +79,15 @@ def trace_attention(parts: Parts):
     return stack.routing_trace(parts.poses)["wholes"]
 
 
+def trace_vb(parts: Parts):
+    from caps_tf.layers import VBClassCapsules
+
+    layer = VBClassCapsules(WHOLES, coordinate_addition=False, scatter0=NOISE**2 * SIDE**2)
+    layer((parts.poses, parts.activations))
+    layer.kernel.assign(parts.weights)
+    return layer.routing_trace((parts.poses, parts.activations))
+
+
 def trace_dynamic(parts: Parts):
     from caps_tf.layers import DynamicClassCapsules
 
@@ -94,6 +103,7 @@ TRACES: dict[str, Callable] = {
     "em": trace_em,
     "heinsen": trace_heinsen,
     "attention": trace_attention,
+    "vb": trace_vb,
     "dynamic": trace_dynamic,
 }
 
