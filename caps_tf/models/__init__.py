@@ -4,11 +4,13 @@ from caps_tf.models.attention_capsules import attention_capsules
 from caps_tf.models.attention_config import check_attention_config, load_attention_config
 from caps_tf.models.cnn_baseline import cnn_baseline
 from caps_tf.models.conv_capsules import conv_capsules, parse_convolutions
+from caps_tf.models.decoder import ReconstructionDecoder
 from caps_tf.models.heinsen_norb import heinsen_norb
 from caps_tf.models.heinsen_sst import heinsen_sst
 from caps_tf.models.matrix_capsules import matrix_capsules
 
 __all__ = [
+    "ReconstructionDecoder",
     "attention_capsules",
     "check_attention_config",
     "cnn_baseline",
