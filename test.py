@@ -83,6 +83,7 @@ def main(argv: list[str]) -> None:
             log_path,
             images,
             title=f"{config.network} on {Path(config.dataset).name}",
+            decode=None if tester.decoder is None else tester.decode,
             details={"checkpoint": checkpoint, "step": tester.step, **sizes, **dataclasses.asdict(config)},
         )
         for name, part in predictions.items():

@@ -56,6 +56,7 @@ OTHERS = (
     "routing_gauges",
     "profile",
     "check_memory",
+    "reconstruction",
 )
 """Flags of train_val.py that mean nothing here."""
 _DECIDE_WHAT_A_STEP_IS = ("batch_size", "val_prop", "val_instances", "viewpoints", "seed")

@@ -26,7 +26,9 @@ def weights(run_directory, checkpoint=None):
     """Every variable of a run's newest checkpoint that training decides, by name."""
     path = checkpoint or tf.train.latest_checkpoint(run_directory / "train" / "checkpoints")
     reader = tf.train.load_checkpoint(str(path))
-    names = [name for name in reader.get_variable_to_shape_map() if name.startswith(("model/", "optimizer/"))]
+    names = [
+        name for name in reader.get_variable_to_shape_map() if name.startswith(("model/", "decoder/", "optimizer/"))
+    ]
     assert len(names) > 20
     return {name: reader.get_tensor(name) for name in sorted(names)}
 

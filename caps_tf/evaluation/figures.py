@@ -23,6 +23,7 @@ _SCHEDULES = {
     "momentum": "momentum",
     "margin": "spread loss margin",
     "inverse_temperature": "inverse temperature",
+    "reconstruction": "reconstruction error",
 }
 _MOST_POINTS_UNSMOOTHED = 60
 _MOST_CLASSES_WITH_COUNTS = 12

@@ -42,13 +42,13 @@ def worst_mistakes(
     columns = min(len(shown), 6)
     rows = -(-len(shown) // columns)
     title = f"Worst {len(shown)} of {len(wrong):,} mistakes" + (f", {name}" if name else "")
-    height, width = _displayable(np.asarray(images[shown[0]])).shape[:2]
+    height, width = displayable(np.asarray(images[shown[0]])).shape[:2]
     figure = new_figure(max(1.75 * columns, 4.2), (1.6 * height / width + 0.75) * rows + 0.5, title)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(shown) :]:
         axes.remove()
     for axes, example in zip(panels, shown, strict=False):
-        axes.imshow(_displayable(np.asarray(images[example])), cmap="gray", vmin=0, vmax=255)
+        axes.imshow(displayable(np.asarray(images[example])), cmap="gray", vmin=0, vmax=255)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
@@ -63,7 +63,7 @@ def worst_mistakes(
     return figure
 
 
-def _displayable(image: np.ndarray) -> np.ndarray:
+def displayable(image: np.ndarray) -> np.ndarray:
     """[h, w] or [h, w, 1 to 3] of any dtype -> [h, w], [h, 2 w] or [h, w, 3] uint8."""
     if image.ndim == 3 and image.shape[-1] < 3:
         image = np.concatenate(np.moveaxis(image, -1, 0), axis=1)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from caps_tf.evaluation.figures import accuracy_over_viewpoint, confusion, learning_curves
 from caps_tf.evaluation.metrics import INTERVAL_NOTE, report, write_json
 from caps_tf.evaluation.mistakes import worst_mistakes
-from caps_tf.evaluation.predictions import Predictions
+from caps_tf.evaluation.predictions import Predictions, concatenate
+from caps_tf.evaluation.reconstructions import Decode, pose_elements, reconstructions
 from caps_tf.evaluation.style import save_figure
 from caps_tf.evaluation.training_log import read_log
 from caps_tf.evaluation.trajectories import pose_trajectory
@@ -35,6 +37,7 @@ def write_report(
     images: Mapping[str, Sequence[np.ndarray]] | None = None,
     title: str = "Test report",
     details: Mapping[str, Any] | None = None,
+    decode: Decode | None = None,
 ) -> dict[str, Path]:
     """Writes report.json, the figures that the data allow, and report.html which shows them.
 
@@ -48,10 +51,12 @@ def write_report(
             figure of mistakes.
         title: of the page.
         details: JSON values shown at the top of the page and in report.json (data set, network, checkpoint, ...).
+        decode: the decoder of class capsules' poses, where the network was trained with one.
 
     Returns:
         name -> path of every file written: "json", "html", and the figures "learning_curves", "confusion",
-        "accuracy_over_viewpoint", "worst_mistakes_<part>", "pose_trajectory", as far as there are any.
+        "accuracy_over_viewpoint", "worst_mistakes_<part>", "pose_trajectory", and with a decoder "reconstructions" and
+        "pose_elements", as far as there are any.
 
     Raises:
         UserError: the log is damaged (nothing is written then), or a file cannot be written.
@@ -76,6 +81,7 @@ def write_report(
             if images is not None and name in images
         },
         "pose_trajectory": pose_trajectory(parts),
+        **_drawn(parts, images, decode),
     }
     content = {"title": title, "details": details, "intervals": INTERVAL_NOTE, "parts": results}
     paths = {"json": write_json(directory / "report.json", content)}
@@ -88,6 +94,17 @@ def write_report(
     page = _page(title, details, results, [path for name, path in paths.items() if name != "json"])
     paths["html"] = write_atomically(directory / "report.html", page.encode())
     return paths
+
+
+def _drawn(
+    parts: Mapping[str, Predictions], images: Mapping[str, Sequence[np.ndarray]] | None, decode: Decode | None
+) -> dict[str, Figure | None]:
+    """The figures of a decoder, of all parts together."""
+    if decode is None or images is None:
+        return {"reconstructions": None, "pose_elements": None}
+    whole = concatenate(parts.values())
+    shown = [image for name in parts for image in images[name]]
+    return {"reconstructions": reconstructions(whole, shown, decode), "pose_elements": pose_elements(whole, decode)}
 
 
 def _page(title: str, details: Mapping[str, Any], results: Mapping[str, dict], figures: Sequence[Path]) -> str:

@@ -32,11 +32,13 @@ class Checkpoints:
         keep: how many of the newest to keep.
         writes: False in workers other than the chief: they take part in saving, as TensorFlow requires, but into
             a temporary directory.
+        decoder: what is trained beside the network to draw its images; None if nothing is.
 
     Attributes:
         step: int64, optimisation steps taken.
         best_accuracy: float64, of all validations so far.
-        window: float64 [3], steps, loss and correct examples since the log's last line.
+        window: float64 [3], steps, loss and correct examples since the log's last line; with a decoder [4], of which
+            the last is reconstruction.
         awaits_validation: whether the epoch that ended with this step was not validated yet.
 
     Example:
@@ -59,12 +61,15 @@ class Checkpoints:
         optimizer: keras.optimizers.Optimizer,
         keep: int,
         writes: bool = True,
+        decoder: keras.Layer | None = None,
     ):
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.best_accuracy = tf.Variable(-1.0, dtype=tf.float64, trainable=False, name="best_accuracy")
-        self.window = tf.Variable(tf.zeros(3, tf.float64), trainable=False, name="window")
+        self.window = tf.Variable(tf.zeros(3 if decoder is None else 4, tf.float64), trainable=False, name="window")
         self.awaits_validation = tf.Variable(False, trainable=False, name="awaits_validation")
         always = {"model": model, "optimizer": optimizer, "step": self.step, "best_accuracy": self.best_accuracy}
+        if decoder is not None:
+            always["decoder"] = decoder
         # Checkpoints from before runs could stop within an epoch lack these.
         sometimes = {"window": self.window, "awaits_validation": self.awaits_validation}
         self._always = tf.train.Checkpoint(**always)
@@ -114,12 +119,11 @@ class Checkpoints:
         Raises:
             UserError: if the file is damaged, or was written by another architecture.
         """
-        restore(self._always, path)
-        self._sometimes.read(path).expect_partial()
+        restore(self._always, path, self._sometimes)
 
 
-def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
-    """Restores all that `checkpoint` tracks from `path`.
+def restore(checkpoint: tf.train.Checkpoint, path: str, optional: tf.train.Checkpoint | None = None) -> None:
+    """Restores all that `checkpoint` tracks from `path`, and what is there of `optional`.
 
     Raises:
         UserError: if the file is damaged, or was written by another architecture.
@@ -127,6 +131,8 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
     try:
         status = checkpoint.read(path)
         status.assert_existing_objects_matched().expect_partial()
+        if optional is not None:
+            optional.read(path).expect_partial()
     except (ValueError, AssertionError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(

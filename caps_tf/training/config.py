@@ -220,6 +220,14 @@ class RunConfig:
         "200,000 steps needs fewer",
         bound=POSITIVE,
     )
+    reconstruction: float = _option(
+        0.0,
+        "optimisation",
+        "weight in the loss of the squared error of the image that a decoder draws from the true class's pose, summed "
+        "over the image (Sabour et al. 2017: 0.0005); 0 for no decoder. It is compared with the image from 0 to 1: as it "
+        "is with normalize=none, else stretched from its darkest value to its brightest",
+        bound=NOT_NEGATIVE,
+    )
     seed: int = _option(0, "optimisation", "of initial weights, data order and augmentation", bound=NOT_NEGATIVE)
 
     num_gpus: int = _option(1, "devices", "GPUs to train on; without GPUs, logical CPU devices", bound=POSITIVE)

@@ -103,6 +103,23 @@ def capsule_outputs(model: keras.Model) -> dict[str, tuple[keras.KerasTensor, ke
     return {name: capsules for name, capsules in found.items() if capsules}
 
 
+def class_poses(model: keras.Model) -> keras.KerasTensor | None:
+    """Poses [b, classes, ...] of the class capsules, the last of a model; None for a model whose classes are no capsules.
+
+    Example:
+        >>> from caps_tf.models import cnn_baseline, conv_capsules
+        >>> class_poses(conv_capsules((28, 28, 1), 10, routing="attention")).shape, class_poses(cnn_baseline((8, 8, 1), 3))
+        ((None, 10, 4, 4), None)
+    """
+    layers = [layer for layer in model.layers if isinstance(layer, CapsuleLayer)]
+    if not layers:
+        return None
+    output = layers[-1].output
+    capsules = layers[-1].capsules_of(output)
+    poses = capsules[0] if capsules else output  # which has no activations
+    return poses if poses.shape[1] == model.output.shape[-1] else None
+
+
 def make_preprocessing(config: RunConfig, is_norb: bool) -> Preprocessing:
     """What is done to the images of a run; the published sizes and augmentation of NORB are the default for NORB only.
 

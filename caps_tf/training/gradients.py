@@ -31,66 +31,83 @@ class LossAndGradients(NamedTuple):
     """What a replica finds out about its part of a batch.
 
     Attributes:
-        loss: sum over its examples, divided by the size of the global batch; without penalties, not scaled.
+        loss: sum over its examples, divided by the size of the global batch; without reconstruction and penalties, not
+            scaled.
         correct: number of its examples whose true class had the highest score.
-        gradients: of the scaled loss and penalties, in the order of the model's trainable variables.
+        reconstruction: squared error of its examples' reconstructions, as the loss; 0 for a model without.
+        gradients: of the scaled loss, weighted reconstruction and penalties, in the order of the model's trainable
+            variables.
     """
 
     loss: tf.Tensor
     correct: tf.Tensor
+    reconstruction: tf.Tensor
     gradients: list[tf.Tensor]
 
 
 def make_gradients(
-    model: keras.Model, loss_function: LossFunction, batch_size: int, scale: Scale, jit_compile: bool
+    model: keras.Model,
+    loss_function: LossFunction,
+    batch_size: int,
+    scale: Scale,
+    jit_compile: bool,
+    reconstruction: float = 0.0,
 ) -> Callable[..., LossAndGradients]:
     """Makes a function of a model's inputs, `Labels`, margin and number of replicas to `LossAndGradients`.
 
     Args:
-        model: to scores.
+        model: to scores, or to scores and the squared error of each reconstruction.
         loss_function: loss of each example.
         batch_size: examples in the global batch.
         scale: of the loss.
         jit_compile: whether XLA compiles the capsules' forward and backward pass.
+        reconstruction: weight of those errors beside the loss.
 
     Returns:
         The function; it takes the gradient of features, a penalty on weights among them, by the chain rule.
     """
     features, capsules = split_at_routing(model)
-    gradients_of_capsules = _make_gradients_of_capsules(capsules, loss_function, batch_size, scale, jit_compile)
+    gradients_of_capsules = _make_gradients_of_capsules(
+        capsules, loss_function, batch_size, scale, jit_compile, reconstruction
+    )
 
     def compute(inputs, labels: Labels, margin: tf.Tensor, replicas: float) -> LossAndGradients:
         with tf.GradientTape() as tape:
             made = keras.tree.flatten(features(inputs, training=True))
             penalty = scale(_penalty(features, replicas))
-        loss, correct, of_capsules, of_made = gradients_of_capsules(made, *labels, margin, replicas)
+        loss, correct, error, of_capsules, of_made = gradients_of_capsules(made, *labels, margin, replicas)
         of_features = tape.gradient([made, penalty], features.trainable_variables, [of_made, tf.ones_like(penalty)])
         of_features = _or_zeros(of_features, features.trainable_variables)
         variables = features.trainable_variables + capsules.trainable_variables
-        return LossAndGradients(
-            loss, correct, _in_order(model.trainable_variables, variables, of_features + of_capsules)
-        )
+        gradients = _in_order(model.trainable_variables, variables, of_features + of_capsules)
+        return LossAndGradients(loss, correct, error, gradients)
 
     return compute
 
 
 def _make_gradients_of_capsules(
-    capsules: keras.Model, loss_function: LossFunction, batch_size: int, scale: Scale, jit_compile: bool
+    capsules: keras.Model,
+    loss_function: LossFunction,
+    batch_size: int,
+    scale: Scale,
+    jit_compile: bool,
+    reconstruction: float,
 ) -> Callable[..., tuple]:
     """The gradient is taken inside, where nothing of the forward pass has to leave what XLA compiles."""
 
     def route(made, label, target, margin, replicas):
         with tf.GradientTape() as tape:
             tape.watch(made)
-            scores = capsules(made, training=True)
+            scores, *errors = keras.tree.flatten(capsules(made, training=True))
             losses = loss_function(label if target is None else target, scores, margin)
             loss = tf.reduce_sum(losses) / batch_size
-            objective = scale(loss + _penalty(capsules, replicas))
+            error = tf.reduce_sum(errors) / batch_size
+            objective = scale(loss + reconstruction * error + _penalty(capsules, replicas))
         gradients, of_made = tape.gradient(objective, (capsules.trainable_variables, made))
         answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
         is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
         correct = tf.reduce_sum(tf.cast(is_correct, tf.float32))
-        return loss, correct, _or_zeros(gradients, capsules.trainable_variables), _or_zeros(of_made, made)
+        return loss, correct, error, _or_zeros(gradients, capsules.trainable_variables), _or_zeros(of_made, made)
 
     compiled = tf.function(route, jit_compile=jit_compile, autograph=False)
 

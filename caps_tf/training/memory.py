@@ -11,6 +11,7 @@ from caps_tf.routing.grouping import VOTES_HELD
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TrainingData
 from caps_tf.training.factories import make_model
+from caps_tf.training.reconstruction import make_decoder, with_decoder
 
 
 def check_memory(config: RunConfig, data: TrainingData, strategy: tf.distribute.Strategy) -> None:
@@ -34,6 +35,7 @@ def check_memory(config: RunConfig, data: TrainingData, strategy: tf.distribute.
     replicas = strategy.num_replicas_in_sync
     shares = replicas if _have_memory_of_their_own(strategy, processor) else 1
     model = make_model(config, data.input_shapes, data.num_classes)
+    model = with_decoder(config, model, make_decoder(config, model))
     batch = -(-config.batch_size // shares)
     if processor.is_accelerator:
         halves = config.precision != "float32"

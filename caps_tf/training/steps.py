@@ -21,20 +21,24 @@ class StepResult(NamedTuple):
     """What a training step reports, over all replicas.
 
     Attributes:
-        loss: mean loss of the global batch, without penalties on weights.
+        loss: mean loss of the global batch, without reconstruction and penalties on weights.
         correct: number of examples whose true class had the highest score.
+        reconstruction: mean squared error of the reconstructions, each summed over its image; 0 for a model without.
         gradient_is_finite: float [trainable variables], 1 where no replica saw NaN, infinity, or what squared is.
         stop: positive if any process asked to stop before this step: all of them learn of it at the same step.
     """
 
     loss: tf.Tensor
     correct: tf.Tensor
+    reconstruction: tf.Tensor
     gradient_is_finite: tf.Tensor
     stop: tf.Tensor
 
 
 def model_inputs(model: keras.Model, batch: Batch) -> tf.Tensor | dict[str, tf.Tensor]:
     """The features of a batch that a model reads, by the names of its inputs: a tensor for one input, else a dict.
+
+    The "target" of a batch whose labels are not soft is all of the true class.
 
     Example:
         >>> image, mask = keras.Input((2,), name="image"), keras.Input((2,), name="mask")
@@ -45,6 +49,9 @@ def model_inputs(model: keras.Model, batch: Batch) -> tf.Tensor | dict[str, tf.T
         TensorShape([1, 2])
     """
     names = [each.name for each in model.inputs]
+    if "target" in names and "target" not in batch:
+        classes = model.inputs[names.index("target")].shape[-1]
+        batch = {**batch, "target": tf.one_hot(batch["label"], classes)}
     return batch[names[0]] if len(names) == 1 else {name: batch[name] for name in names}
 
 
@@ -55,6 +62,7 @@ def make_train_step(
     loss_function: LossFunction,
     batch_size: int,
     jit_compile: bool,
+    reconstruction: float = 0.0,
 ) -> Callable[[Batch, tf.Tensor, tf.Tensor], StepResult]:
     """Makes a compiled function of (batch, margin, stop) that takes one optimisation step.
 
@@ -67,24 +75,27 @@ def make_train_step(
 
     Args:
         strategy: what the model and the optimiser were made under.
-        model: to scores, from inputs that have the names of the batch's features.
+        model: to scores, or to scores and the squared error of each reconstruction, from inputs that have the names of
+            the batch's features.
         optimizer: a built optimiser.
         loss_function: loss of each example.
         batch_size: examples in the global batch.
         jit_compile: whether XLA compiles the capsules' forward and backward pass.
+        reconstruction: weight of the reconstructions' errors beside the loss.
     """
     scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     scale = optimizer.scale_loss if scales_loss else lambda loss: loss
-    gradients_of = make_gradients(model, loss_function, batch_size, scale, jit_compile)
+    gradients_of = make_gradients(model, loss_function, batch_size, scale, jit_compile, reconstruction)
     # The loss scale wants to see NaN, and on every replica: each would otherwise decide for itself to wait or not.
     instead = np.nan if scales_loss else 0.0
 
     def replica_step(batch: Batch, margin: tf.Tensor, stop: tf.Tensor) -> StepResult:
         replicas = float(tf.distribute.get_replica_context().num_replicas_in_sync)
         labels = Labels(batch["label"], batch.get("target"))
-        loss, correct, gradients = gradients_of(model_inputs(model, batch), labels, margin, replicas)
-        result = _over_replicas(StepResult(loss, correct, _are_finite(gradients), stop), replicas)
-        everything_finite = tf.math.is_finite(result.loss) & tf.reduce_all(result.gradient_is_finite >= 1.0)
+        loss, correct, error, gradients = gradients_of(model_inputs(model, batch), labels, margin, replicas)
+        result = _over_replicas(StepResult(loss, correct, error, _are_finite(gradients), stop), replicas)
+        losses_finite = tf.math.is_finite(result.loss + result.reconstruction)
+        everything_finite = losses_finite & tf.reduce_all(result.gradient_is_finite >= 1.0)
         gradients = [_where(everything_finite, gradient, instead) for gradient in gradients]
         optimizer.apply(gradients, model.trainable_variables)
         return result
@@ -108,8 +119,9 @@ def _over_replicas(result: StepResult, replicas: float) -> StepResult:
     if replicas == 1:
         return result
     finite, stop = result.gradient_is_finite / replicas, tf.identity(result.stop)  # on its device
+    local = result._replace(gradient_is_finite=finite, stop=stop)
     context = tf.distribute.get_replica_context()
-    return StepResult(*context.all_reduce(tf.distribute.ReduceOp.SUM, [result.loss, result.correct, finite, stop]))
+    return StepResult(*context.all_reduce(tf.distribute.ReduceOp.SUM, list(local)))
 
 
 def _where(condition: tf.Tensor, gradient: tf.Tensor, instead: float) -> tf.Tensor:

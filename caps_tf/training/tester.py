@@ -12,7 +12,8 @@ from caps_tf.progress import Progress
 from caps_tf.training.checkpoints import restore
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import TestPart
-from caps_tf.training.factories import capsule_outputs, make_loss, make_model
+from caps_tf.training.factories import class_poses, make_loss, make_model
+from caps_tf.training.reconstruction import make_decoder
 from caps_tf.training.regime import make_margin_schedule
 from caps_tf.training.steps import make_scorer
 
@@ -30,7 +31,8 @@ class Tester:
 
     Attributes:
         step: the training step of the restored checkpoint.
-        num_parameters: trainable parameters of the network.
+        num_parameters: trainable parameters of the network, without those of a decoder.
+        decoder: of a run that was trained with one; else None.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Tester:
         self._margin_schedule = make_margin_schedule(config)
         with strategy.scope():
             model = make_model(config, input_shapes, len(class_names))
+            self.decoder = make_decoder(config, model)
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.num_parameters = sum(math.prod(weights.shape) for weights in model.trainable_weights)
-        self._checkpoint = tf.train.Checkpoint(model=model, step=self._step)
-        class_poses = [poses for poses, _ in capsule_outputs(model).values()][-1:]
-        judge = keras.Model(model.input, [model.output, *class_poses])
+        restored = {"model": model, "step": self._step, "decoder": self.decoder}
+        self._checkpoint = tf.train.Checkpoint(**{name: part for name, part in restored.items() if part is not None})
+        poses = class_poses(model)
+        judge = keras.Model(model.input, [model.output] if poses is None else [model.output, poses])
         self._score = make_scorer(strategy, judge, make_loss(config), config.uses_xla)
 
     @property
@@ -82,6 +86,16 @@ class Tester:
             poses=outputs[1].reshape(*outputs[1].shape[:2], -1) if len(outputs) > 1 else None,
             ids=known["id"].astype(str) if "id" in known else None,
         )
+
+    def decode(self, poses: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """What the decoder draws, float32 [n, h, w, c] from 0 to 1.
+
+        Args:
+            poses: of the class capsules, [n, classes, pose size], as in `Predictions`.
+            kept: [n, classes], how much of each class's pose is kept.
+        """
+        assert self.decoder is not None, "a run without a decoder draws nothing"
+        return keras.ops.convert_to_numpy(self.decoder(poses, kept.astype(np.float32)))
 
 
 def collect_images(part: TestPart) -> np.ndarray:

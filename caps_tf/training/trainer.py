@@ -19,6 +19,7 @@ from caps_tf.training.factories import capsule_outputs, make_loss, make_model
 from caps_tf.training.gauges import RunGauges
 from caps_tf.training.logs import TrainingLog
 from caps_tf.training.preemption import StopSignal
+from caps_tf.training.reconstruction import make_decoder, with_decoder
 from caps_tf.training.regime import make_gauges, make_margin_schedule, make_optimizer
 from caps_tf.training.steps import StepResult, make_scorer, make_train_step, model_inputs
 
@@ -55,27 +56,35 @@ class Trainer:
         with strategy.scope():
             self.model = make_model(config, data.input_shapes, data.num_classes)
             self._optimizer = make_optimizer(config, data.steps_per_epoch)
-            self._optimizer.build(self.model.trainable_variables)
+            decoder = make_decoder(config, self.model)
+            self._trained = with_decoder(config, self.model, decoder)
+            self._optimizer.build(self._trained.trainable_variables)
             self.checkpoints = Checkpoints(
-                directory / "checkpoints", self.model, self._optimizer, config.keep_checkpoints, self._writes
+                directory / "checkpoints", self.model, self._optimizer, config.keep_checkpoints, self._writes, decoder
             )
         loss_function = make_loss(config)
         self._margin_schedule = make_margin_schedule(config)
         self._gauges = make_gauges(config, data.steps_per_epoch)
         looks = config.routing_gauges and self._writes
-        self._run_gauges = RunGauges(self.model, data.training(0, 0)) if looks else None
+        self._run_gauges = RunGauges(self._trained, data.training(0, 0)) if looks else None
         self._train_step = make_train_step(
-            strategy, self.model, self._optimizer, loss_function, config.batch_size, config.uses_xla
+            strategy,
+            self._trained,
+            self._optimizer,
+            loss_function,
+            config.batch_size,
+            config.uses_xla,
+            config.reconstruction,
         )
-        weights = self.model.weights
-        self._random_states = [variable for variable in self.model.variables if not is_among(variable, weights)]
+        weights = self._trained.weights
+        self._random_states = [variable for variable in self._trained.variables if not is_among(variable, weights)]
         self._stop = StopSignal()
         self._is_compiled = False
         self._capsules = capsule_outputs(self.model)
         activations = [activations for _, activations in self._capsules.values()]
         self._score = make_scorer(
             strategy,
-            keras.Model(self.model.input, [self.model.output, *activations]),
+            keras.Model(self._trained.input, [*keras.tree.flatten(self._trained.output), *activations]),
             loss_function,
             config.uses_xla,
             lambda: self._stop.requested,
@@ -181,37 +190,40 @@ class Trainer:
         if self._data.validation is None:
             self.checkpoints.awaits_validation.assign(False)
             return {}
-        correct, losses, histograms = [], [], None
+        correct, losses, reconstructions, histograms = [], [], [], None
         for scored in self._score(self._data.validation(), float(self._margin_schedule(self._step))):
             if scored.stop:
                 self._leave()
-            scores, *activations = scored.outputs
+            scores, *others = scored.outputs
+            reconstructions += [others.pop(0)] if self._config.reconstruction else []
             correct.append(scores.argmax(axis=-1) == scored.batch["label"])
             losses.append(scored.losses)
             if histograms is None:
-                histograms = dict(zip(self._capsules, activations, strict=True))
+                histograms = dict(zip(self._capsules, others, strict=True))
         figures = {
             "loss": float(np.concatenate(losses).mean()),
             "accuracy": float(np.concatenate(correct).mean()),
-            "examples": sum(map(len, losses)),
         }
+        if reconstructions:
+            figures["reconstruction"] = float(np.concatenate(reconstructions).mean())
         self.checkpoints.awaits_validation.assign(False)
-        log.record("validation", self._step, epoch, loss=figures["loss"], accuracy=figures["accuracy"])
+        log.record("validation", self._step, epoch, **figures)
         log.histograms(self._step, {f"activations/{name}": values for name, values in (histograms or {}).items()})
         best = self.checkpoints.save_if_best(figures["accuracy"])
         log.say(
-            f"epoch {epoch + 1}/{self._config.epoch}  validation on {figures['examples']} examples: "
+            f"epoch {epoch + 1}/{self._config.epoch}  validation on {sum(map(len, losses))} examples: "
             f"accuracy {figures['accuracy']:.2%}  loss {figures['loss']:.4f}{'  best so far' if best else ''}"
         )
         return figures
 
     def _check_finite(self, result: StepResult, batch: Mapping[str, tf.Tensor], step: int) -> None:
         gradient_is_finite = result.gradient_is_finite.numpy() > 0.5
-        if np.isfinite(result.loss.numpy()) and (gradient_is_finite.all() or self._scale_can_fall()):
+        is_finite = np.isfinite(result.loss.numpy() + result.reconstruction.numpy())
+        if is_finite and (gradient_is_finite.all() or self._scale_can_fall()):
             return
         culprit = self._first_layer_that_fails(batch)
         if culprit is None and not gradient_is_finite.all():
-            paths = [variable.path for variable in self.model.trainable_variables]
+            paths = [variable.path for variable in self._trained.trainable_variables]
             layer, _, weight = paths[int(np.argmin(gradient_is_finite))].rpartition("/")
             culprit = f"layer {layer}, in the gradient of its {weight}"
         raise UserError(
@@ -229,8 +241,8 @@ class Trainer:
     def _first_layer_that_fails(self, batch: Mapping[str, tf.Tensor]) -> str | None:
         """Name of the first layer whose output is not finite for the examples of one replica."""
         batch = {name: self._strategy.experimental_local_results(value)[0] for name, value in batch.items()}
-        outputs = {layer.name: layer.output for layer in self.model.layers}
-        probe = keras.Model(self.model.input, outputs)
+        outputs = {layer.name: layer.output for layer in self._trained.layers}
+        probe = keras.Model(self._trained.input, outputs)
         for name, values in probe(model_inputs(probe, batch), training=False).items():
             if not all(np.isfinite(keras.ops.convert_to_numpy(value)).all() for value in tf.nest.flatten(values)):
                 return f"layer {name}"
@@ -251,14 +263,18 @@ class _Meter:
     Args:
         batch_size: examples in a step.
         sums: of an earlier meter, whose window goes on: a resumed run logs what an unbroken one does, all but the rate.
+            The number of steps, and sums over them of the first of `SUMMED`.
     """
+
+    SUMMED = ("loss", "correct", "reconstruction")
 
     def __init__(self, batch_size: int, sums: np.ndarray):
         self._batch_size = batch_size
-        self._begin(*sums)
+        self._begin(sums)
 
-    def _begin(self, steps: float = 0, loss: float = 0.0, correct: float = 0.0) -> None:
-        self.steps, self._loss, self._correct = int(steps), float(loss), float(correct)
+    def _begin(self, sums: np.ndarray) -> None:
+        self.steps = int(sums[0])
+        self._sums = {name: float(value) for name, value in zip(self.SUMMED, sums[1:], strict=False)}
         self._began = self._counting_since = (self.steps, time.monotonic())
 
     def start_counting(self) -> float:
@@ -268,19 +284,21 @@ class _Meter:
 
     def add(self, result: StepResult) -> None:
         self.steps += 1
-        self._loss += float(result.loss)
-        self._correct += float(result.correct)
+        for name in self._sums:
+            self._sums[name] += float(getattr(result, name))
 
-    def sums(self) -> tuple[float, float, float]:
-        return float(self.steps), self._loss, self._correct
+    def sums(self) -> np.ndarray:
+        return np.array([self.steps, *self._sums.values()], np.float64)
 
     def read_and_reset(self) -> dict[str, float]:
         steps_before, start = self._counting_since if self.steps > self._counting_since[0] else self._began
         seconds = max(time.monotonic() - start, 1e-9)
         figures = {
-            "loss": self._loss / self.steps,
-            "accuracy": self._correct / (self.steps * self._batch_size),
+            "loss": self._sums["loss"] / self.steps,
+            "accuracy": self._sums["correct"] / (self.steps * self._batch_size),
             "images_per_second": (self.steps - steps_before) * self._batch_size / seconds,
         }
-        self._begin()
+        if "reconstruction" in self._sums:
+            figures["reconstruction"] = self._sums["reconstruction"] / self.steps
+        self._begin(np.zeros(1 + len(self._sums)))
         return figures
