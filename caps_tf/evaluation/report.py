@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from caps_tf.evaluation.figures import accuracy_over_viewpoint, confusion, learning_curves
-from caps_tf.evaluation.metrics import INTERVAL_NOTE, report, write_json
+from caps_tf.evaluation.metrics import INTERVAL_NOTE, PAIRS_NOTE, report, write_json
 from caps_tf.evaluation.mistakes import worst_mistakes
 from caps_tf.evaluation.predictions import Predictions
 from caps_tf.evaluation.style import save_figure
@@ -77,6 +77,7 @@ def write_report(
         },
         "pose_trajectory": pose_trajectory(parts),
     }
+    notes = [INTERVAL_NOTE] + [PAIRS_NOTE] * any(part.label2 is not None for part in parts.values())
     content = {"title": title, "details": details, "intervals": INTERVAL_NOTE, "parts": results}
     paths = {"json": write_json(directory / "report.json", content)}
     for name, figure in figures.items():
@@ -85,12 +86,18 @@ def write_report(
             path.unlink(missing_ok=True)
         else:
             paths[name] = save_figure(figure, path)
-    page = _page(title, details, results, [path for name, path in paths.items() if name != "json"])
+    page = _page(title, details, results, notes, [path for name, path in paths.items() if name != "json"])
     paths["html"] = write_atomically(directory / "report.html", page.encode())
     return paths
 
 
-def _page(title: str, details: Mapping[str, Any], results: Mapping[str, dict], figures: Sequence[Path]) -> str:
+def _page(
+    title: str,
+    details: Mapping[str, Any],
+    results: Mapping[str, dict],
+    notes: Sequence[str],
+    figures: Sequence[Path],
+) -> str:
     """Everything on one page; the images are referred to by name, so the directory can be moved."""
     measured = {name: entry for name, entry in results.items() if entry["num_examples"]}
     body = [f"<h1>{html.escape(title)}</h1>"]
@@ -105,7 +112,7 @@ def _page(title: str, details: Mapping[str, Any], results: Mapping[str, dict], f
             ],
         )
     )
-    body.append(f'<p class="note">{html.escape(INTERVAL_NOTE)}</p>')
+    body.extend(f'<p class="note">{html.escape(note)}</p>' for note in notes)
     for path in figures:
         caption = path.stem.replace("_", " ").capitalize()
         body.append(f"<h2>{html.escape(caption)}</h2>")
