@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import scipy.io
 import tensorflow as tf
 
 from benchmarks.accuracy import figures
 from caps_tf.data import canvas, conversion
+from caps_tf.data.affnist_format import read_affnist_split
 from caps_tf.data.datasets import open_dataset
 from caps_tf.data.idx_records import IdxRecords, idx_schema
 from caps_tf.data.images import evaluation_batches, training_batches
@@ -291,6 +293,39 @@ def test_data_that_do_not_suit_a_protocol_are_one_line(digits, tmp_path):
 def test_stereo_pairs_are_refused(storage):
     with refused("smallnorb", "stereo pairs", "affine"):
         make_test_data(RunConfig(storage=str(storage), protocol="affine"))
+
+
+def test_affnist_files_become_a_dataset(tmp_path):
+    rng = np.random.default_rng(0)
+    files = {}
+    for split, name, count in (("train", "training_and_validation.mat", 30), ("test", "test.mat", 20)):
+        files[split] = rng.integers(256, size=(1600, count), dtype=np.uint8), np.arange(count) % 10
+        image, label = files[split]
+        fields = {"affine_matrix": np.eye(3), "image": image, "label_int": np.uint8(label)[None]}
+        scipy.io.savemat(tmp_path / name, {"affNISTdata": fields}, do_compression=True)
+    flags = (
+        "data/convert_idx_to_tfrecord.py",
+        f"--source={tmp_path}",
+        f"--data_dir={tmp_path / 'aff'}",
+        "--num_shards=1",
+    )
+    run_script(*flags)
+    dataset = open_dataset(str(tmp_path / "aff"))
+    assert dataset.image_shape == (40, 40, 1) and len(dataset.class_names) == 10
+    for split, (image, label) in files.items():
+        for example in dataset.builder.as_dataset(split=split).as_numpy_iterator():
+            row = int(example["id"].decode().removeprefix(f"{split}_"))
+            assert example["label"] == label[row] and example["image"][7, 3, 0] == image[7 * 40 + 3, row]
+    for content in ({"affNISTdata": {"image": image[:9], "label_int": label}}, {"other": 1}):
+        scipy.io.savemat(tmp_path / "test.mat", content)
+        with refused("test.mat", "affNIST" if "other" in content else "1600 bytes"):
+            read_affnist_split(tmp_path, "test")
+    (tmp_path / "test.mat").write_bytes(b"MATLAB")
+    with refused("test.mat", "affNIST"):
+        read_affnist_split(tmp_path, "test")
+    (tmp_path / "test.mat").unlink()
+    with refused("test.mat", "No such file"):
+        read_affnist_split(tmp_path, "test")
 
 
 def test_a_run_of_the_affine_protocol_reports_placed_and_transformed_images(digits, tmp_path):
