@@ -47,7 +47,7 @@ def spread_loss(labels: Tensor, activations: Tensor, margin: Tensor | float) -> 
     Hinton, Sabour, Frosst, "Matrix capsules with EM routing" (ICLR 2018), equation 3.
 
     Args:
-        labels: int [b], the true classes t.
+        labels: int [b], the true classes t; or [b, classes], 1 for each of several true classes, whose losses add up.
         activations: float [b, classes], between 0 and 1.
         margin: m, how far the true class must be ahead.
 
@@ -59,10 +59,18 @@ def spread_loss(labels: Tensor, activations: Tensor, margin: Tensor | float) -> 
         >>> spread_loss(np.array([0]), np.array([[0.5, 0.4, 0.1]]), 0.2).numpy().round(4)
         array([0.01])
     """
+    if len(labels.shape) == 2:
+        return _spread_loss_of_several(ops.cast(labels, activations.dtype), activations, margin)
     is_target = ops.one_hot(labels, activations.shape[-1], dtype=activations.dtype)
     target = ops.sum(is_target * activations, axis=-1, keepdims=True)
     shortfall = ops.relu(ops.cast(margin, activations.dtype) - (target - activations))
     return ops.sum((1.0 - is_target) * ops.square(shortfall), axis=-1)
+
+
+def _spread_loss_of_several(is_target: Tensor, activations: Tensor, margin: Tensor | float) -> Tensor:
+    ahead = activations[:, :, None] - activations[:, None, :]
+    shortfall = ops.square(ops.relu(ops.cast(margin, activations.dtype) - ahead))
+    return ops.einsum("bt,bj,btj->b", is_target, 1.0 - is_target, shortfall)
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")

@@ -1,10 +1,11 @@
-"""Converts MNIST-like files (IDX) into a TFRecord directory that `--dataset` accepts.
+"""Converts MNIST-like files (IDX), or affNIST's, into a TFRecord directory that `--dataset` accepts.
 
     apt-get install dataset-fashion-mnist
     python data/convert_idx_to_tfrecord.py --source=/usr/share/datasets/fashion-mnist --data_dir=data/fashion_mnist
     python train_val.py --dataset=data/fashion_mnist
 
-The source holds {train,t10k}-images-idx3-ubyte[.gz] and {train,t10k}-labels-idx1-ubyte[.gz].
+The source holds {train,t10k}-images-idx3-ubyte[.gz] and {train,t10k}-labels-idx1-ubyte[.gz], or affNIST's
+training_and_validation.mat and test.mat (docs/PROTOCOLS.md).
 """
 
 import re
@@ -15,12 +16,12 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from caps_tf.data import conversion, idx_records
+from caps_tf.data import affnist_format, conversion, idx_records
 from caps_tf.errors import UserError
 from caps_tf.scripts import run_script
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("source", None, "directory that holds the four IDX files", required=True)
+flags.DEFINE_string("source", None, "directory that holds the four IDX files, or affNIST's two", required=True)
 flags.DEFINE_string("data_dir", None, "directory to write", required=True)
 flags.DEFINE_list(
     "class_names",
@@ -34,10 +35,17 @@ flags.DEFINE_integer("num_threads", None, "threads that encode [all cores]", low
 flags.DEFINE_bool("overwrite", False, "start from scratch, whatever is there")
 
 
+def read_split(source: Path, split: str) -> idx_records.IdxRecords:
+    """The records of a split, from files of either kind."""
+    if any((source / name).exists() for name in affnist_format.NAMES.values()):
+        return idx_records.IdxRecords(*affnist_format.read_affnist_split(source, split), split)
+    return idx_records.IdxRecords.read(source, split)
+
+
 def main(argv: list[str]) -> None:
     del argv
     source, output = Path(FLAGS.source), Path(FLAGS.data_dir)
-    splits = {split: idx_records.IdxRecords.read(source, split) for split in ("train", "test")}
+    splits = {split: read_split(source, split) for split in ("train", "test")}
     if FLAGS.train_images is not None:
         splits["train"] = splits["train"].first(FLAGS.train_images)
     num_classes = 1 + max(int(split.labels.max()) for split in splits.values())

@@ -47,6 +47,7 @@ OUTPUT = flags.DEFINE_string("output", None, "directory of the run: log, state, 
 MINUTES = flags.DEFINE_float("minutes", None, "train for that long, with the schedules stretched to it", lower_bound=0)
 
 OTHERS = (
+    "protocol",
     "num_gpus",
     "cluster",
     "name",

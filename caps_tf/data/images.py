@@ -4,6 +4,7 @@ Training batches are a function of the seed and the epoch, so that a run which i
 exactly the batches that it would have seen. Evaluation batches count every example once.
 """
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +13,8 @@ import tensorflow as tf
 from caps_tf.data.augmentation import augment, central_crop, normalize
 from caps_tf.data.batches import SHUFFLE_BYTES, finish, record_id
 from caps_tf.data.datasets import ImageDataset
-from caps_tf.data.preprocessing import Preprocessing
+from caps_tf.data.preprocessing import CANVASES, Preprocessing
+from caps_tf.data.protocols import Partners, Stage, affine_stage, evaluation_key, overlap_stage, unchanged
 from caps_tf.data.splits import Split
 from caps_tf.data.viewpoints import to_degrees
 from caps_tf.errors import UserError
@@ -61,7 +63,8 @@ def training_batches(
 
     Returns:
         `num_training_batches - skip_batches` dicts of image float32 [b, h, w, c], label int32 [b], id int64 [b] and,
-        of stereo pairs, view int32 [b] (see `evaluation_batches`).
+        of stereo pairs, view int32 [b] (see `evaluation_batches`). Where two classes overlap, also label2 int32 [b] and
+        target float32 [b, classes], 1 for both.
 
     Raises:
         UserError: `preprocessing` does not fit the data set, or the split holds less than one batch.
@@ -71,13 +74,15 @@ def training_batches(
     if count < batch_size:
         raise UserError(f"{split.dataset.name}: {count} {split.name} examples are less than a batch of {batch_size}")
     shuffle_seed, *augment_seed = np.random.SeedSequence([seed, epoch]).generate_state(3).view(np.int32).tolist()
+    protocol = _protocol(split, preprocessing)
 
     def prepare(position: tf.Tensor, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         # Every example has a seed of its own, so that the result depends neither on which thread does the work nor
         # on where a resumed run starts.
-        image = _decode(example["image"], split.dataset, preprocessing)
-        image = augment(image, tf.random.fold_in(augment_seed, position), preprocessing)
-        kept = {key: example[key] for key in ("label", "id", "view") if key in example}
+        seed = tf.random.fold_in(augment_seed, position)
+        example = protocol({**example, "image": _decode(example["image"], split.dataset, preprocessing)}, seed)
+        image = augment(example["image"], seed, preprocessing)
+        kept = {key: example[key] for key in ("label", "id", "view", "label2", "target") if key in example}
         return {"image": tf.ensure_shape(image, shape), **kept}
 
     # Shuffled before decoding, when an example of smallNORB is small enough for the buffer to hold all of them.
@@ -97,21 +102,26 @@ def evaluation_batches(split: Split[ImageDataset], preprocessing: Preprocessing,
 
     Args:
         split: the records.
-        preprocessing: what is done to the images; the crop is the centre and nothing is random.
+        preprocessing: what is done to the images; the crop is the centre and nothing is random. What a protocol draws
+            is the same at every call; it transforms images of the split "novel".
         batch_size: the global batch, over all replicas.
 
     Returns:
         Dicts of image float32 [b, h, w, c], label int32 [b], weight float32 [b] (1, or 0 for filling), id int64 [b],
         view int32 [b] (0 left, 1 right), and where known also instance, elevation and azimuth in degrees, and lighting,
-        int32 [b]. An id is the row in the .mat or IDX file, and otherwise the position in the files' order.
+        int32 [b]; label2 and target as in training. An id is the row in the .mat or IDX file, and otherwise the position
+        in the files' order.
 
     Raises:
         UserError: `preprocessing` does not fit the data set.
     """
     shape = preprocessing.input_shape(split.dataset)
+    protocol = _protocol(split, preprocessing)
 
     def prepare(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = _decode(example["image"], split.dataset, preprocessing)
+        example = {**example, "image": _decode(example["image"], split.dataset, preprocessing)}
+        example = protocol(example, evaluation_key(example))
+        image = example["image"]
         image = normalize(central_crop(image, preprocessing), image, preprocessing)
         return example | {"image": tf.ensure_shape(image, shape), "weight": tf.constant(1.0)}
 
@@ -145,6 +155,28 @@ def _examples(split: Split[ImageDataset], preprocessing: Preprocessing) -> tf.da
 
     examples = split.records().map(select, num_parallel_calls=tf.data.AUTOTUNE)
     return examples.unbatch() if stereo and preprocessing.views == "both" else examples
+
+
+def _protocol(split: Split[ImageDataset], preprocessing: Preprocessing) -> Stage:
+    """What `preprocessing.protocol` makes of the decoded examples of a split."""
+    if not preprocessing.protocol:
+        return unchanged
+    size = CANVASES[preprocessing.protocol]
+    if preprocessing.protocol == "affine":
+        return affine_stage(size, novel=split.name == "novel")
+    decode = functools.partial(_decode, dataset=split.dataset, preprocessing=preprocessing)
+    return overlap_stage(size, _partners(split, preprocessing), decode, len(split.dataset.class_names))
+
+
+@functools.lru_cache(maxsize=3)  # every epoch asks for those of training and of validation, and reading takes seconds
+def _partners(split: Split[ImageDataset], preprocessing: Preprocessing) -> Partners:
+    name, needed = split.dataset.name, split.num_records * split.dataset.record_bytes
+    if needed > SHUFFLE_BYTES:
+        raise UserError(
+            f"{name}: protocol=overlap keeps all images in memory, and they take {needed / 1e9:.1f} GB, more than "
+            f"{SHUFFLE_BYTES / 1e9:.1f}: use a smaller data set"
+        )
+    return Partners(_examples(split, preprocessing), f"{name}, {split.name}")
 
 
 def _decode(encoded: tf.Tensor, dataset: ImageDataset, preprocessing: Preprocessing) -> tf.Tensor:

@@ -22,6 +22,9 @@ AUGMENTATIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """What differs from the defaults of `Preprocessing`, by the names that users know."""
 
+CANVASES: Mapping[str, tuple[int, int]] = MappingProxyType({"affine": (40, 40), "overlap": (36, 36)})
+"""The canvas, (height, width), on which a protocol (`caps_tf.data.protocols`) puts images."""
+
 
 class HasImages(Protocol):
     """What preprocessing asks of a data set: its name, the shape (h, w, c) of one view, and whether there are two."""
@@ -45,6 +48,7 @@ class Preprocessing:
     Attributes:
         resize: (height, width), or None. To shrink images of one size, each new pixel is the mean of the area that it
             covers (halving: of 2x2 pixels); otherwise resizing is bilinear, with antialiasing.
+        protocol: "", or how other images are made of these, on a black canvas: "affine" or "overlap".
         pad: in training, rows and columns added on each side before the crop.
         pad_mode: "edge" repeats the outermost pixels, "zero" adds black ones.
         crop: (height, width) of the network's input, or None for all of the image as it is before padding.
@@ -66,6 +70,7 @@ class Preprocessing:
     """
 
     resize: tuple[int, int] | None = (48, 48)
+    protocol: str = ""
     pad: int = 0
     pad_mode: str = "edge"
     crop: tuple[int, int] | None = (32, 32)
@@ -79,16 +84,23 @@ class Preprocessing:
     views: str = "both"
 
     def __post_init__(self):
-        for name, choices in (("views", VIEWS), ("normalize", NORMALIZATIONS), ("pad_mode", PAD_MODES)):
+        for name, choices in (
+            ("views", VIEWS),
+            ("normalize", NORMALIZATIONS),
+            ("pad_mode", PAD_MODES),
+            ("protocol", ("", *CANVASES)),
+        ):
             if getattr(self, name) not in choices:
-                raise UserError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+                raise UserError(
+                    f"{name} must be one of {', '.join(filter(None, choices))}, not {getattr(self, name)!r}"
+                )
 
     def input_shape(self, dataset: HasImages) -> tuple[int, int, int]:
         """The shape of the network's input, (h, w, c).
 
         Raises:
             UserError: the data set does not have these views or as many channels as there are means, its images
-                differ in size and are not resized, or they are smaller than the crop.
+                differ in size and are not resized, are larger than the protocol's canvas or smaller than the crop.
 
         Example:
             >>> from caps_tf.data.datasets import open_dataset
@@ -108,6 +120,8 @@ class Preprocessing:
         height, width = self.resize or (height, width)
         if height is None or width is None:
             raise UserError(f"{dataset.name}: its images differ in size: resize them to one (`resize`=ROWSxCOLUMNS)")
+        if self.protocol:
+            height, width = self._canvas(dataset, height, width)
         if self.crop:
             if self.crop[0] > height or self.crop[1] > width:
                 raise UserError(
@@ -116,3 +130,22 @@ class Preprocessing:
                 )
             height, width = self.crop
         return height, width, channels
+
+    def _canvas(self, dataset: HasImages, height: int, width: int) -> tuple[int, int]:
+        """The size of the protocol's canvas, if images of this size fit on it."""
+        rows, columns = CANVASES[self.protocol]
+        if dataset.has_stereo:
+            raise UserError(
+                f"{dataset.name}: holds stereo pairs, and protocol={self.protocol} is for images such as MNIST's"
+            )
+        if height > rows or width > columns:
+            raise UserError(
+                f"{dataset.name}: images of {height}x{width} pixels do not fit on the {rows}x{columns} of "
+                f"protocol={self.protocol}: use a smaller `resize`"
+            )
+        if self.crop and self.crop != (rows, columns):
+            raise UserError(
+                f"protocol={self.protocol} shows the network all of {rows}x{columns} pixels, not a crop of "
+                f"{self.crop[0]}x{self.crop[1]}: use image_size=0"
+            )
+        return rows, columns

@@ -124,7 +124,7 @@ def confusion(parts: Mapping[str, Predictions]) -> Figure | None:
     Up to twelve classes the cells also show percentage and count.
 
     Args:
-        parts: name -> predictions.
+        parts: name -> predictions; those of overlapping classes are left out.
 
     Returns:
         The figure; None without examples.
@@ -134,7 +134,7 @@ def confusion(parts: Mapping[str, Predictions]) -> Figure | None:
         >>> [axes.get_title() for axes in confusion({"test": part}).axes[:1]]
         ['test: 100.0 % of 2 right']
     """
-    parts = {name: part for name, part in parts.items() if len(part)}
+    parts = {name: part for name, part in parts.items() if len(part) and part.label2 is None}
     if not parts:
         return None
     num_classes = max(len(part.class_names) for part in parts.values())

@@ -16,6 +16,10 @@ INTERVAL_NOTE = (
     "Intervals are 95 % Wilson score intervals. They take examples as independent; images of one toy are not, "
     "so across new toys expect wider ones."
 )
+PAIRS_NOTE = (
+    "Each image shows two classes, and an answer is right if it names both. In groups by class it counts in both. "
+    "A confusion matrix is left out: two wrong answers are not about one true class each."
+)
 _Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 
@@ -95,7 +99,7 @@ def report(parts: Mapping[str, Predictions]) -> dict[str, dict[str, Any]]:
             accuracy, interval: fraction of right answers, and its 95 % Wilson interval [low, high].
             loss: mean.
             class_names: list of str.
-            confusion: rows are true classes, columns predicted ones; counts.
+            confusion: rows are true classes, columns predicted ones; counts. Not where two classes overlap.
             accuracy_by_class: class name -> {accuracy, interval, num_examples}.
             accuracy_by: factor -> value ("45" for degrees, "left" for views) -> {accuracy, interval, num_examples}.
             accuracy_views_averaged: {accuracy, interval, num_examples} over records, where several examples share a
@@ -130,10 +134,11 @@ def _report_part(part: Predictions) -> dict[str, Any]:
         **_proportion(int(np.count_nonzero(part.correct)), len(part)),
         "loss": _six_digits(part.loss),
         "class_names": list(part.class_names),
-        "confusion": confusion_matrix(part.label, part.predicted, len(part.class_names)).tolist(),
         "accuracy_by_class": {
             part.class_names[group]: _proportion(right, total)
-            for group, right, total in zip(*count_by(part.label, part.correct), strict=True)
+            for group, right, total in zip(
+                *count_by(part.labels.ravel(), np.repeat(part.correct, part.labels.shape[1])), strict=True
+            )
         },
         "accuracy_by": {
             name: {
@@ -143,6 +148,8 @@ def _report_part(part: Predictions) -> dict[str, Any]:
             for name, values in part.factors.items()
         },
     }
+    if part.label2 is None:
+        entry["confusion"] = confusion_matrix(part.label, part.predicted, len(part.class_names)).tolist()
     if part.ids is not None and len(records := np.unique(part.ids)) < len(part):
         entry["accuracy_views_averaged"] = _proportion(_right_records(part, part.ids), len(records))
     return entry

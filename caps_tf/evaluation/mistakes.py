@@ -52,15 +52,19 @@ def worst_mistakes(
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-        answers = (("true", predictions.label, INK, 14), ("predicted", predictions.predicted, COLORS[1], 4))
+        answers = (("true", predictions.labels, INK, 14), ("predicted", predictions.answers, COLORS[1], 4))
         for word, classes, color, points in answers:
-            category = predictions.class_names[classes[example]]
-            score = predictions.scores[example, classes[example]]
-            text = f"{word} {category if len(category) <= 14 else category[:13] + '…'}  {score:.2f}"
+            text = f"{word} {', '.join(_scored(predictions, example, each) for each in classes[example])}"
             place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, points), "textcoords": "offset points"}
             axes.annotate(text, **place, fontsize=8, color=color, parse_math=False)
         axes.set_xlabel(_describe(predictions, example), fontsize=6.5, color=FAINT, loc="left")
     return figure
+
+
+def _scored(predictions: Predictions, example: int, category: int) -> str:
+    """The name of a class, shortened, and its score."""
+    name = predictions.class_names[category]
+    return f"{name if len(name) <= 14 else name[:13] + '…'}  {predictions.scores[example, category]:.2f}"
 
 
 def displayable(image: np.ndarray) -> np.ndarray:

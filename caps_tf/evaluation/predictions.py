@@ -23,6 +23,32 @@ def factor_label(name: str, value: int) -> str:
     return str(int(value))
 
 
+def are_right(scores: np.ndarray, label: np.ndarray, label2: np.ndarray | None = None) -> np.ndarray:
+    """Whether the class of the highest score is the true one; where two are true, whether the two highest are theirs.
+
+    Args:
+        scores: [n, classes].
+        label: [n] int.
+        label2: [n] int, the other true class of each example, or None.
+
+    Returns:
+        [n] bool.
+
+    Example:
+        >>> scores = np.array([[0.9, 0.1, 0.8], [0.9, 0.8, 0.1]])
+        >>> are_right(scores, np.array([2, 2]), np.array([0, 0])).tolist()
+        [True, False]
+    """
+    if label2 is None:
+        return scores.argmax(axis=-1) == label
+    return np.all(np.sort(_highest(scores, 2)) == np.sort(np.stack([label, label2], axis=1)), axis=1)
+
+
+def _highest(scores: np.ndarray, number: int) -> np.ndarray:
+    """[n, number] int, the classes of the highest scores, the highest first; the first of equals."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :number]
+
+
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """The scores of n examples, with what is known about each example.
@@ -36,6 +62,8 @@ class Predictions:
             (0 left, 1 right); others are reported under their index.
         poses: [n, classes, pose size] float, the class capsules' poses, or None for networks without them.
         ids: [n] str, the record each example comes from; the two views of a stereo pair share it.
+        label2: [n] int, the other true class where two overlap, else None. An answer is then the classes of the two
+            highest scores, and right if they are the two true ones.
 
     Raises:
         ValueError: shapes disagree.
@@ -56,6 +84,7 @@ class Predictions:
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
     poses: np.ndarray | None = None
     ids: np.ndarray | None = None
+    label2: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 2 or self.scores.shape[1] != len(self.class_names):
@@ -63,8 +92,7 @@ class Predictions:
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"class names repeat: {self.class_names}")
         per_example = {"label": self.label, **self.factors}
-        if self.ids is not None:
-            per_example["ids"] = self.ids
+        per_example |= {name: value for name in ("ids", "label2") if (value := getattr(self, name)) is not None}
         for name, values in per_example.items():
             if values.shape != (len(self),):
                 raise ValueError(f"{name} {values.shape} should be [{len(self)}], one per example")
@@ -78,9 +106,9 @@ class Predictions:
                 f"the network's output is not finite (loss {self.loss}, {damaged} of {len(self)} examples): "
                 "test an earlier checkpoint"
             )
-        if self.label.min() < 0 or self.label.max() >= len(self.class_names):
+        if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise UserError(
-                f"labels run from {self.label.min()} to {self.label.max()}, but the network knows "
+                f"labels run from {self.labels.min()} to {self.labels.max()}, but the network knows "
                 f"{len(self.class_names)} classes: test it on the data set it was trained on"
             )
 
@@ -93,17 +121,26 @@ class Predictions:
         return self.scores.argmax(axis=1)
 
     @cached_property
+    def labels(self) -> np.ndarray:
+        """[n, 1] int, the true classes, or [n, 2] where two overlap."""
+        return np.stack([self.label] if self.label2 is None else [self.label, self.label2], axis=1)
+
+    @cached_property
+    def answers(self) -> np.ndarray:
+        """Of the shape of `labels`, the classes of the highest scores, the highest first."""
+        return _highest(self.scores, self.labels.shape[1])
+
+    @cached_property
     def correct(self) -> np.ndarray:
         """[n] bool."""
-        return self.predicted == self.label
+        return are_right(self.scores, self.label, self.label2)
 
     @cached_property
     def wrong_margin(self) -> np.ndarray:
-        """[n] float: the best wrong class's score minus the true class's; the larger, the worse the mistake."""
-        examples = np.arange(len(self))
+        """[n] float: the best wrong class's score minus the (lower) true class's; the larger, the worse the mistake."""
         wrong = self.scores.astype(np.float64)
-        wrong[examples, self.label] = -np.inf
-        return wrong.max(axis=1) - self.scores[examples, self.label]
+        np.put_along_axis(wrong, self.labels, -np.inf, axis=1)
+        return wrong.max(axis=1) - np.take_along_axis(self.scores, self.labels, axis=1).min(axis=1)
 
     @property
     def accuracy(self) -> float:
@@ -120,7 +157,7 @@ class Predictions:
 def concatenate(parts: Iterable[Predictions]) -> Predictions:
     """Joins parts of one test set, such as familiar and novel viewpoints, into one.
 
-    Poses, ids and factors which not every part has are left out. The loss is the mean over all examples.
+    Poses, ids, second labels and factors which not every part has are left out. The loss is the mean over all examples.
 
     Raises:
         ValueError: no parts, or their class names differ.
@@ -151,4 +188,5 @@ def concatenate(parts: Iterable[Predictions]) -> Predictions:
         },
         poses=join([part.poses for part in parts]),
         ids=join([part.ids for part in parts]),
+        label2=join([part.label2 for part in parts]),
     )

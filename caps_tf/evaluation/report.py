@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from caps_tf.evaluation.figures import accuracy_over_viewpoint, confusion, learning_curves
-from caps_tf.evaluation.metrics import INTERVAL_NOTE, report, write_json
+from caps_tf.evaluation.metrics import INTERVAL_NOTE, PAIRS_NOTE, report, write_json
 from caps_tf.evaluation.mistakes import worst_mistakes
 from caps_tf.evaluation.predictions import Predictions, concatenate
 from caps_tf.evaluation.reconstructions import Decode, pose_elements, reconstructions
@@ -83,6 +83,7 @@ def write_report(
         "pose_trajectory": pose_trajectory(parts),
         **_drawn(parts, images, decode),
     }
+    notes = [INTERVAL_NOTE] + [PAIRS_NOTE] * any(part.label2 is not None for part in parts.values())
     content = {"title": title, "details": details, "intervals": INTERVAL_NOTE, "parts": results}
     paths = {"json": write_json(directory / "report.json", content)}
     for name, figure in figures.items():
@@ -91,7 +92,7 @@ def write_report(
             path.unlink(missing_ok=True)
         else:
             paths[name] = save_figure(figure, path)
-    page = _page(title, details, results, [path for name, path in paths.items() if name != "json"])
+    page = _page(title, details, results, notes, [path for name, path in paths.items() if name != "json"])
     paths["html"] = write_atomically(directory / "report.html", page.encode())
     return paths
 
@@ -107,7 +108,13 @@ def _drawn(
     return {"reconstructions": reconstructions(whole, shown, decode), "pose_elements": pose_elements(whole, decode)}
 
 
-def _page(title: str, details: Mapping[str, Any], results: Mapping[str, dict], figures: Sequence[Path]) -> str:
+def _page(
+    title: str,
+    details: Mapping[str, Any],
+    results: Mapping[str, dict],
+    notes: Sequence[str],
+    figures: Sequence[Path],
+) -> str:
     """Everything on one page; the images are referred to by name, so the directory can be moved."""
     measured = {name: entry for name, entry in results.items() if entry["num_examples"]}
     body = [f"<h1>{html.escape(title)}</h1>"]
@@ -122,7 +129,7 @@ def _page(title: str, details: Mapping[str, Any], results: Mapping[str, dict], f
             ],
         )
     )
-    body.append(f'<p class="note">{html.escape(INTERVAL_NOTE)}</p>')
+    body.extend(f'<p class="note">{html.escape(note)}</p>' for note in notes)
     for path in figures:
         caption = path.stem.replace("_", " ").capitalize()
         body.append(f"<h2>{html.escape(caption)}</h2>")

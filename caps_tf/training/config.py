@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
-from caps_tf.data.preprocessing import AUGMENTATIONS, NORMALIZATIONS, PAD_MODES, VIEWS
+from caps_tf.data.preprocessing import AUGMENTATIONS, CANVASES, NORMALIZATIONS, PAD_MODES, VIEWS
 from caps_tf.data.viewpoints import parse_viewpoints
 from caps_tf.errors import UserError
 from caps_tf.networks import BACKBONES, NETWORKS, ROUTINGS, readers
@@ -112,6 +112,14 @@ class RunConfig:
         "data",
         "novel-viewpoint protocol: train on these viewpoints only and test on the others too; azimuth or elevation (of "
         "Hinton et al. 2018), or degrees such as azimuth:-67..67 or azimuth:300..40,elevation:45..90 (both must hold)",
+    )
+    protocol: str = _option(
+        "",
+        "data",
+        "of Sabour et al. 2017: affine (trains on images anywhere on 40x40 black pixels; tests on them, and affNIST-style: "
+        "rotated by -20 to 20 degrees, sheared by -0.2 to 0.2, scaled by 0.8 to 1.2), or overlap (pairs of two classes on "
+        "36x36, each shifted by up to 4 pixels if of 28x28; right is who names both)",
+        ("", *CANVASES),
     )
 
     network: str = _option("matrix_capsules", "network", "architecture", tuple(NETWORKS))
@@ -270,6 +278,10 @@ class RunConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
+        if self.protocol and self.viewpoints:
+            raise UserError("viewpoints and protocol are two protocols: choose one")
+        if self.protocol == "overlap" and self.mixup:
+            raise UserError("protocol=overlap lays two examples over each other already: leave out --mixup")
         if self.mixup and self.uses_spread_loss:
             raise UserError("mixup blends classes, and the spread loss knows only one: add --loss=cross_entropy")
         if self.pad and self.augment == "none":

@@ -1,5 +1,6 @@
 """From parameters to data: what a run trains, validates and tests on."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ class TestPart(NamedTuple):
     """Test examples that are reported together.
 
     Attributes:
-        batches: dictionaries of what the network reads, "label", "weight", "id" and any factors, such as "azimuth".
+        batches: dictionaries of what the network reads, "label", "weight", "id" and any factors, such as "azimuth";
+            where two classes overlap, "label2" and "target" too.
         num_examples: how many there are, padding left out.
     """
 
@@ -57,7 +59,7 @@ class TestData(NamedTuple):
         input_shapes: shape of each feature that a network may read, by name.
         class_names: in the order of the labels.
         num_training: examples that the run trains on.
-        parts: "test", or "familiar" and "novel" viewpoints.
+        parts: "test", or "familiar" and "novel" viewpoints or images.
         find_damage: names what cannot be read, or None.
     """
 
@@ -144,6 +146,10 @@ def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
         raise UserError(
             f"{dataset.name}: sentences have neither toys nor viewpoints: drop --viewpoints, --val_instances"
         )
+    if config.protocol:
+        raise UserError(
+            f"{dataset.name}: holds sentences, and protocol={config.protocol} is for images: drop --protocol"
+        )
     return _Source(
         input_shapes=sentences.input_shapes(dataset),
         splits=make_sentence_splits(dataset, config.val_prop),
@@ -156,9 +162,16 @@ def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
 def _images(config: RunConfig, dataset: ImageDataset) -> _Source:
     preprocessing = make_preprocessing(config, dataset.viewpoint_unit == STEPS)
     batches: dict[str, Any] = {"preprocessing": preprocessing, "batch_size": config.batch_size}
+    input_shape = preprocessing.input_shape(dataset)
+    splits = make_splits(dataset, config.val_prop, config.validation_instances(), config.viewpoints)
+    if config.protocol == "affine":
+        test = splits.pop("test")
+        splits |= {name: dataclasses.replace(test, name=name) for name in ("familiar", "novel")}
+    if config.protocol == "overlap" and len(dataset.class_names) < 3:
+        raise UserError(f"{dataset.name}: protocol=overlap asks which two of at least three classes an image shows")
     return _Source(
-        input_shapes={"image": preprocessing.input_shape(dataset)},
-        splits=make_splits(dataset, config.val_prop, config.validation_instances(), config.viewpoints),
+        input_shapes={"image": input_shape},
+        splits=splits,
         num_examples=functools.partial(num_examples, preprocessing=preprocessing),
         training=functools.partial(training_batches, **batches),
         evaluation=functools.partial(evaluation_batches, **batches),

@@ -62,19 +62,25 @@ def _shape_of(
 
 def make_loss(config: RunConfig) -> LossFunction:
     """Returns the loss of each example as a function of labels or soft targets, scores and margin."""
+    from_logits = NETWORKS[config.network].logits
     losses = {"spread": spread, "margin": margins, "cross_entropy": cross_entropy}
-    return functools.partial(losses[config.loss_name], from_logits=NETWORKS[config.network].logits)
+    options = {"classes": 2} if config.protocol == "overlap" and config.loss_name == "cross_entropy" else {}
+    return functools.partial(losses[config.loss_name], from_logits=from_logits, **options)
 
 
-def cross_entropy(labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: bool = False) -> Tensor:
+def cross_entropy(
+    labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: bool = False, classes: int = 1
+) -> Tensor:
     """Cross-entropy of each example, [b].
 
     Args:
-        labels: int [b], or targets float [b, classes] that say how much of each class an example is.
+        labels: int [b], or targets float [b, classes] that say how much of each class an example is; they sum to
+            `classes`.
         scores: [b, classes]; unless they are logits, divided by their sum they are probabilities, which a softmax's
             already are.
         margin: not used.
         from_logits: whether scores are logits.
+        classes: of how many classes an example is; each is as probable as the others.
 
     Example:
         >>> scores = keras.ops.array([[0.5, 0.25, 0.25]])
@@ -82,13 +88,13 @@ def cross_entropy(labels: Tensor, scores: Tensor, margin: Tensor | float, from_l
         >>> [round(float(cross_entropy(labels, scores, 0.0)[0]), 4) for labels in (hard, soft)]
         [1.3863, 1.0397]
     """
-    soft = len(labels.shape) == 2
-    kind = keras.losses.categorical_crossentropy if soft else keras.losses.sparse_categorical_crossentropy
-    return kind(labels, scores, from_logits=from_logits)
+    if len(labels.shape) == 2:
+        return keras.losses.categorical_crossentropy(labels / classes, scores, from_logits=from_logits)
+    return keras.losses.sparse_categorical_crossentropy(labels, scores, from_logits=from_logits)
 
 
 def spread(labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: bool = False) -> Tensor:
-    """Spread loss of each example, [b]; of a softmax of the scores, if they are logits."""
+    """Spread loss of each example, [b], summed over true classes; of a softmax of the scores, if they are logits."""
     return spread_loss(labels, keras.ops.softmax(scores) if from_logits else scores, margin)
 
 
@@ -136,6 +142,7 @@ def make_preprocessing(config: RunConfig, is_norb: bool) -> Preprocessing:
     channel_mean, channel_std = config.channel_statistics()
     return Preprocessing(
         resize=resize,
+        protocol=config.protocol,
         pad=config.pad,
         pad_mode=config.pad_mode,
         crop=crop,

@@ -20,11 +20,13 @@ class Labels(NamedTuple):
 
     Attributes:
         label: int [b], the true classes.
-        target: float [b, classes] where labels are soft, else None.
+        target: float [b, classes] where labels are soft or two, else None.
+        label2: int [b], the other true class where an example has two, else None.
     """
 
     label: tf.Tensor
     target: tf.Tensor | None
+    label2: tf.Tensor | None = None
 
 
 class LossAndGradients(NamedTuple):
@@ -33,7 +35,7 @@ class LossAndGradients(NamedTuple):
     Attributes:
         loss: sum over its examples, divided by the size of the global batch; without reconstruction and penalties, not
             scaled.
-        correct: number of its examples whose true class had the highest score.
+        correct: number of its examples whose true class, or both of them, had the highest score.
         reconstruction: squared error of its examples' reconstructions, as the loss; 0 for a model without.
         gradients: of the scaled loss, weighted reconstruction and penalties, in the order of the model's trainable
             variables.
@@ -95,7 +97,7 @@ def _make_gradients_of_capsules(
 ) -> Callable[..., tuple]:
     """The gradient is taken inside, where nothing of the forward pass has to leave what XLA compiles."""
 
-    def route(made, label, target, margin, replicas):
+    def route(made, label, target, label2, margin, replicas):
         with tf.GradientTape() as tape:
             tape.watch(made)
             scores, *errors = keras.tree.flatten(capsules(made, training=True))
@@ -104,9 +106,7 @@ def _make_gradients_of_capsules(
             error = tf.reduce_sum(errors) / batch_size
             objective = scale(loss + reconstruction * error + _penalty(capsules, replicas))
         gradients, of_made = tape.gradient(objective, (capsules.trainable_variables, made))
-        answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
-        is_correct = tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
-        correct = tf.reduce_sum(tf.cast(is_correct, tf.float32))
+        correct = tf.reduce_sum(tf.cast(_are_correct(Labels(label, target, label2), scores), tf.float32))
         return loss, correct, error, _or_zeros(gradients, capsules.trainable_variables), _or_zeros(of_made, made)
 
     compiled = tf.function(route, jit_compile=jit_compile, autograph=False)
@@ -117,6 +117,17 @@ def _make_gradients_of_capsules(
         return (route if agree else compiled)(*arguments)
 
     return route_on_replica
+
+
+def _are_correct(labels: Labels, scores: tf.Tensor) -> tf.Tensor:
+    """Whether each example's true class had the highest score; of two, whether both are above all others."""
+    label, target, label2 = labels
+    if target is not None and label2 is not None:
+        is_true = target > 0
+        worst = tf.reduce_min(tf.where(is_true, scores, scores.dtype.max), axis=-1)
+        return worst > tf.reduce_max(tf.where(is_true, scores.dtype.min, scores), axis=-1)
+    answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
+    return tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
 
 
 def _penalty(half: keras.Model, replicas: float) -> tf.Tensor:

@@ -13,8 +13,8 @@ from caps_tf.training.factories import LossFunction
 from caps_tf.training.gradients import Labels, make_gradients
 
 Batch = Mapping[str, tf.Tensor]
-"""By name: the model's inputs, "label" int [b], where labels are soft "target" float [b, classes], and in evaluation
-"weight" [b], 0 for padding."""
+"""By name: the model's inputs, "label" int [b], where labels are soft or two "target" float [b, classes], where they are
+two "label2" int [b], and in evaluation "weight" [b], 0 for padding."""
 
 
 class StepResult(NamedTuple):
@@ -22,7 +22,7 @@ class StepResult(NamedTuple):
 
     Attributes:
         loss: mean loss of the global batch, without reconstruction and penalties on weights.
-        correct: number of examples whose true class had the highest score.
+        correct: number of examples whose true class, or both of them, had the highest score.
         reconstruction: mean squared error of the reconstructions, each summed over its image; 0 for a model without.
         gradient_is_finite: float [trainable variables], 1 where no replica saw NaN, infinity, or what squared is.
         stop: positive if any process asked to stop before this step: all of them learn of it at the same step.
@@ -91,7 +91,7 @@ def make_train_step(
 
     def replica_step(batch: Batch, margin: tf.Tensor, stop: tf.Tensor) -> StepResult:
         replicas = float(tf.distribute.get_replica_context().num_replicas_in_sync)
-        labels = Labels(batch["label"], batch.get("target"))
+        labels = Labels(batch["label"], batch.get("target"), batch.get("label2"))
         loss, correct, error, gradients = gradients_of(model_inputs(model, batch), labels, margin, replicas)
         result = _over_replicas(StepResult(loss, correct, error, _are_finite(gradients), stop), replicas)
         losses_finite = tf.math.is_finite(result.loss + result.reconstruction)
@@ -174,7 +174,7 @@ def make_scorer(
     def replica_step(batch, margin, stop):
         outputs = route(features(model_inputs(model, batch), training=False))
         outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-        losses = loss_function(batch["label"], outputs[0], margin)
+        losses = loss_function(batch.get("target", batch["label"]), outputs[0], margin)
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             stop = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(stop))

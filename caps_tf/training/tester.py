@@ -17,7 +17,7 @@ from caps_tf.training.reconstruction import make_decoder
 from caps_tf.training.regime import make_margin_schedule
 from caps_tf.training.steps import make_scorer
 
-NOT_FACTORS = ("label", "weight", "id")
+NOT_FACTORS = ("label", "label2", "target", "weight", "id")
 
 
 class Tester:
@@ -85,6 +85,7 @@ class Tester:
             factors={factor: values for factor, values in known.items() if factor not in NOT_FACTORS},
             poses=outputs[1].reshape(*outputs[1].shape[:2], -1) if len(outputs) > 1 else None,
             ids=known["id"].astype(str) if "id" in known else None,
+            label2=known.get("label2"),
         )
 
     def decode(self, poses: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from caps_tf.errors import Preempted, UserError
+from caps_tf.evaluation.predictions import are_right
 from caps_tf.progress import format_duration
 from caps_tf.tensors import is_among
 from caps_tf.training.checkpoints import Checkpoints
@@ -196,7 +197,7 @@ class Trainer:
                 self._leave()
             scores, *others = scored.outputs
             reconstructions += [others.pop(0)] if self._config.reconstruction else []
-            correct.append(scores.argmax(axis=-1) == scored.batch["label"])
+            correct.append(are_right(scores, scored.batch["label"], scored.batch.get("label2")))
             losses.append(scored.losses)
             if histograms is None:
                 histograms = dict(zip(self._capsules, others, strict=True))
