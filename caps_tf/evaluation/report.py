@@ -12,6 +12,7 @@ from caps_tf.evaluation.figures import accuracy_over_viewpoint, confusion, learn
 from caps_tf.evaluation.metrics import INTERVAL_NOTE, report, write_json
 from caps_tf.evaluation.mistakes import worst_mistakes
 from caps_tf.evaluation.predictions import Predictions
+from caps_tf.evaluation.robustness import Robustness, attack_figure, attack_json
 from caps_tf.evaluation.style import save_figure
 from caps_tf.evaluation.training_log import read_log
 from caps_tf.evaluation.trajectories import pose_trajectory
@@ -35,6 +36,7 @@ def write_report(
     images: Mapping[str, Sequence[np.ndarray]] | None = None,
     title: str = "Test report",
     details: Mapping[str, Any] | None = None,
+    robustness: Robustness | None = None,
 ) -> dict[str, Path]:
     """Writes report.json, the figures that the data allow, and report.html which shows them.
 
@@ -48,10 +50,12 @@ def write_report(
             figure of mistakes.
         title: of the page.
         details: JSON values shown at the top of the page and in report.json (data set, network, checkpoint, ...).
+        robustness: results of an attack, for attack.json and its figure; without it, those of an earlier one stay.
 
     Returns:
-        name -> path of every file written: "json", "html", and the figures "learning_curves", "confusion",
-        "accuracy_over_viewpoint", "worst_mistakes_<part>", "pose_trajectory", as far as there are any.
+        name -> path of every file written: "json", "html", the figures "learning_curves", "confusion",
+        "accuracy_over_viewpoint", "worst_mistakes_<part>", "pose_trajectory", as far as there are any, and of an
+        attack "attack_json" and the figure "attack".
 
     Raises:
         UserError: the log is damaged (nothing is written then), or a file cannot be written.
@@ -76,6 +80,7 @@ def write_report(
             if images is not None and name in images
         },
         "pose_trajectory": pose_trajectory(parts),
+        **({"attack": attack_figure(robustness)} if robustness else {}),
     }
     content = {"title": title, "details": details, "intervals": INTERVAL_NOTE, "parts": results}
     paths = {"json": write_json(directory / "report.json", content)}
@@ -86,6 +91,8 @@ def write_report(
         else:
             paths[name] = save_figure(figure, path)
     page = _page(title, details, results, [path for name, path in paths.items() if name != "json"])
+    if robustness:
+        paths["attack_json"] = write_json(directory / "attack.json", attack_json(robustness))
     paths["html"] = write_atomically(directory / "report.html", page.encode())
     return paths
 

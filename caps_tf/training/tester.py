@@ -31,6 +31,7 @@ class Tester:
     Attributes:
         step: the training step of the restored checkpoint.
         num_parameters: trainable parameters of the network.
+        model: the network, to scores.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class Tester:
         self._class_names = class_names
         self._margin_schedule = make_margin_schedule(config)
         with strategy.scope():
-            model = make_model(config, input_shapes, len(class_names))
+            self.model = make_model(config, input_shapes, len(class_names))
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.num_parameters = sum(math.prod(weights.shape) for weights in model.trainable_weights)
-        self._checkpoint = tf.train.Checkpoint(model=model, step=self._step)
-        class_poses = [poses for poses, _ in capsule_outputs(model).values()][-1:]
-        judge = keras.Model(model.input, [model.output, *class_poses])
+        self.num_parameters = sum(math.prod(weights.shape) for weights in self.model.trainable_weights)
+        self._checkpoint = tf.train.Checkpoint(model=self.model, step=self._step)
+        class_poses = [poses for poses, _ in capsule_outputs(self.model).values()][-1:]
+        judge = keras.Model(self.model.input, [self.model.output, *class_poses])
         self._score = make_scorer(strategy, judge, make_loss(config), config.uses_xla)
 
     @property
