@@ -2,6 +2,7 @@
 
     python test.py --load_dir=logs/smallNORB/<date>_<name>
     python test.py --load_dir=... --ckpt_name=best      # latest (default), best, all, or a name such as step-1200
+    python test.py --load_dir=... --attack=fgsm         # and on adversarial images: see docs/PROTOCOLS.md
 
 Network and data are those of the run, from its params.json.
 """
@@ -20,7 +21,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 from caps_tf.errors import UserError
 from caps_tf.limits import check_address_space
+from caps_tf.networks import NETWORKS
 from caps_tf.scripts import run_script
+from caps_tf.training.attack_config import ATTACKS, AttackConfig, parse_epsilons
 from caps_tf.training.config import CLUSTERS, RunConfig
 from caps_tf.training.params import load_params
 
@@ -31,6 +34,26 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "where the data set is, instead
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "examples in a step, instead of the training run's")
 NUM_GPUS = flags.DEFINE_integer("num_gpus", None, "GPUs to test on, instead of the training run's")
 CLUSTER = flags.DEFINE_enum("cluster", None, CLUSTERS, "what names the hosts, instead of the training run's")
+ATTACK = flags.DEFINE_enum(
+    "attack", None, ATTACKS, "test adversarial images too: fgsm (fast gradient sign), or bim (basic iterative method)"
+)
+ATTACK_EPSILON = flags.DEFINE_string(
+    "attack_epsilon",
+    "0,0.01,0.02,0.05,0.1,0.2",
+    "how far a pixel is moved at the most, one test for each number; pixels are from 0 to 1, and moved before the image "
+    "is normalised",
+)
+ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 10, "steps of bim")
+ATTACK_TARGET = flags.DEFINE_string(
+    "attack_target",
+    "",
+    "what images shall be taken for: a class, all (each in turn), or least_likely; default any other",
+)
+ATTACK_FROM = flags.DEFINE_string(
+    "attack_from", "", "black box: the run whose newest checkpoint's gradient is used, instead of the tested one's"
+)
+ATTACK_EXAMPLES = flags.DEFINE_integer("attack_examples", 0, "about how many test examples to attack, 0 for all")
+ATTACK_FLAGS = (ATTACK_EPSILON, ATTACK_STEPS, ATTACK_TARGET, ATTACK_FROM, ATTACK_EXAMPLES)
 OVERRIDES = (STORAGE, DATA_DIR, BATCH_SIZE, NUM_GPUS, CLUSTER)
 
 
@@ -43,14 +66,40 @@ def resolve_config() -> RunConfig:
     return dataclasses.replace(config, **overrides)
 
 
+def resolve_attack(config: RunConfig) -> AttackConfig | None:
+    """The attack that the command line asks for, if any."""
+    if not ATTACK.value:
+        for flag in ATTACK_FLAGS:
+            if flag.present:
+                raise UserError(f"--{flag.name} is of an attack: add --attack={' or '.join(ATTACKS)}, or leave it out")
+        return None
+    if NETWORKS[config.network].reads != "image":
+        raise UserError(f"{config.network} reads no images, and nothing else can be attacked: leave out --attack")
+    if config.protocol:
+        raise UserError(f"images of --protocol={config.protocol} are not attacked: name a run without a protocol")
+    if ATTACK.value == "fgsm" and ATTACK_STEPS.present:
+        raise UserError("fgsm takes a single step: leave out --attack_steps, or choose --attack=bim")
+    return AttackConfig(
+        kind=ATTACK.value,
+        epsilons=parse_epsilons(ATTACK_EPSILON.value),
+        steps=ATTACK_STEPS.value,
+        target=ATTACK_TARGET.value,
+        examples=ATTACK_EXAMPLES.value,
+        source=ATTACK_FROM.value,
+    )
+
+
 def main(argv: list[str]) -> None:
     config = resolve_config()
+    attack = resolve_attack(config)
     directory = Path(LOAD_DIR.value)
 
     check_address_space()
     # TensorFlow takes seconds to start: only once the flags are known to be good.
     from caps_tf.evaluation.report import write_report
+    from caps_tf.evaluation.robustness import attack_table
     from caps_tf.evaluation.training_log import read_log
+    from caps_tf.training.attacker import open_attacker
     from caps_tf.training.checkpoints import find_checkpoints
     from caps_tf.training.data import make_test_data
     from caps_tf.training.devices import is_chief, make_strategy
@@ -64,6 +113,7 @@ def main(argv: list[str]) -> None:
     strategy = make_strategy(config.num_gpus, config.cluster)
     data = make_test_data(config)
     tester = Tester(config, data.input_shapes, data.class_names, strategy)
+    attacker = open_attacker(config, attack, tester, data, strategy) if attack else None
     writes = is_chief(strategy)
     images = None
     with explained(strategy, data.find_damage):
@@ -73,6 +123,7 @@ def main(argv: list[str]) -> None:
         tester.restore(checkpoint)
         with explained(strategy, data.find_damage):
             predictions = {name: tester.predict(name, part) for name, part in data.parts.items()}
+            robustness = attacker.measure() if attacker else None
         if not writes:
             continue
         report_directory = directory / "test" / Path(checkpoint).name
@@ -85,11 +136,14 @@ def main(argv: list[str]) -> None:
             title=f"{config.network} on {Path(config.dataset).name}",
             decode=None if tester.decoder is None else tester.decode,
             details={"checkpoint": checkpoint, "step": tester.step, **sizes, **dataclasses.asdict(config)},
+            robustness=robustness,
         )
         for name, part in predictions.items():
             print(
                 f"step {tester.step}: {name} accuracy {part.accuracy:.2%} on {len(part)} examples, loss {part.loss:.4f}"
             )
+        if robustness:
+            print(attack_table(robustness))
         print(f"report: {report_directory / 'report.html'}", file=sys.stderr)
 
 

@@ -135,9 +135,9 @@ def normalize(view: Tensor, images: Tensor, preprocessing: Preprocessing) -> Ten
         )
         return (view / 255.0 - mean) / deviation
     mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
-    deviation = ops.sqrt(ops.mean(ops.square(images - mean), axis=(1, 2, 3), keepdims=True))
-    # An image of one grey is not divided by zero.
-    return (view - mean) / ops.maximum(deviation, 1 / math.sqrt(math.prod(images.shape[1:])))
+    variance = ops.mean(ops.square(images - mean), axis=(1, 2, 3), keepdims=True)
+    # An image of one grey is not divided by zero, nor is the gradient of the root taken there.
+    return (view - mean) / ops.sqrt(ops.maximum(variance, 1 / math.prod(images.shape[1:])))
 
 
 def change_light(view: Tensor, preprocessing: Preprocessing, brightness: Tensor, contrast: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from caps_tf.evaluation.metrics import INTERVAL_NOTE, PAIRS_NOTE, report, write_
 from caps_tf.evaluation.mistakes import worst_mistakes
 from caps_tf.evaluation.predictions import Predictions, concatenate
 from caps_tf.evaluation.reconstructions import Decode, pose_elements, reconstructions
+from caps_tf.evaluation.robustness import Robustness, attack_figure, attack_json
 from caps_tf.evaluation.style import save_figure
 from caps_tf.evaluation.training_log import read_log
 from caps_tf.evaluation.trajectories import pose_trajectory
@@ -38,6 +39,7 @@ def write_report(
     title: str = "Test report",
     details: Mapping[str, Any] | None = None,
     decode: Decode | None = None,
+    robustness: Robustness | None = None,
 ) -> dict[str, Path]:
     """Writes report.json, the figures that the data allow, and report.html which shows them.
 
@@ -52,11 +54,12 @@ def write_report(
         title: of the page.
         details: JSON values shown at the top of the page and in report.json (data set, network, checkpoint, ...).
         decode: the decoder of class capsules' poses, where the network was trained with one.
+        robustness: results of an attack, for attack.json and its figure; without it, those of an earlier one stay.
 
     Returns:
         name -> path of every file written: "json", "html", and the figures "learning_curves", "confusion",
-        "accuracy_over_viewpoint", "worst_mistakes_<part>", "pose_trajectory", and with a decoder "reconstructions" and
-        "pose_elements", as far as there are any.
+        "accuracy_over_viewpoint", "worst_mistakes_<part>", "pose_trajectory", with a decoder "reconstructions" and
+        "pose_elements", as far as there are any, and of an attack "attack_json" and the figure "attack".
 
     Raises:
         UserError: the log is damaged (nothing is written then), or a file cannot be written.
@@ -82,6 +85,7 @@ def write_report(
         },
         "pose_trajectory": pose_trajectory(parts),
         **_drawn(parts, images, decode),
+        **({"attack": attack_figure(robustness)} if robustness else {}),
     }
     notes = [INTERVAL_NOTE] + [PAIRS_NOTE] * any(part.label2 is not None for part in parts.values())
     content = {"title": title, "details": details, "intervals": INTERVAL_NOTE, "parts": results}
@@ -93,6 +97,8 @@ def write_report(
         else:
             paths[name] = save_figure(figure, path)
     page = _page(title, details, results, notes, [path for name, path in paths.items() if name != "json"])
+    if robustness:
+        paths["attack_json"] = write_json(directory / "attack.json", attack_json(robustness))
     paths["html"] = write_atomically(directory / "report.html", page.encode())
     return paths
 

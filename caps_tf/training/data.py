@@ -12,6 +12,7 @@ from caps_tf.data.damage import find_damage
 from caps_tf.data.datasets import ImageDataset, SentenceDataset, open_dataset
 from caps_tf.data.images import evaluation_batches, num_examples, training_batches
 from caps_tf.data.mixup import mixed_batches
+from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.data.splits import Split, make_sentence_splits, make_splits
 from caps_tf.data.viewpoints import STEPS
 from caps_tf.errors import UserError
@@ -97,13 +98,17 @@ def make_training_data(config: RunConfig) -> TrainingData:
     )
 
 
-def make_test_data(config: RunConfig) -> TestData:
+def make_test_data(config: RunConfig, whole: bool = False) -> TestData:
     """Opens the test records of a run.
+
+    Args:
+        config: the run's parameters.
+        whole: whether images are as they are before the crop, and pixels from 0 to 1.
 
     Raises:
         UserError: if the data are missing, or do not suit the parameters.
     """
-    source = _open(config)
+    source = _open(config, whole)
     train = source.splits["train"]
     return TestData(
         input_shapes=source.input_shapes,
@@ -116,6 +121,18 @@ def make_test_data(config: RunConfig) -> TestData:
         },
         find_damage=functools.partial(find_damage, train.dataset),
     )
+
+
+def image_preprocessing(config: RunConfig) -> Preprocessing:
+    """What is done to the images of a run.
+
+    Raises:
+        UserError: if the data are missing, or are sentences.
+    """
+    dataset = open_dataset(config.dataset, config.data_dir or None, config.storage)
+    if isinstance(dataset, SentenceDataset):
+        raise UserError(f"{dataset.name}: holds sentences, no images")
+    return make_preprocessing(config, dataset.viewpoint_unit == STEPS)
 
 
 class _Source(NamedTuple):
@@ -136,9 +153,9 @@ class _Source(NamedTuple):
     evaluation: Callable[[Split], tf.data.Dataset]
 
 
-def _open(config: RunConfig) -> _Source:
+def _open(config: RunConfig, whole: bool = False) -> _Source:
     dataset = open_dataset(config.dataset, config.data_dir or None, config.storage)
-    return _sentences(config, dataset) if isinstance(dataset, SentenceDataset) else _images(config, dataset)
+    return _sentences(config, dataset) if isinstance(dataset, SentenceDataset) else _images(config, dataset, whole)
 
 
 def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
@@ -159,8 +176,10 @@ def _sentences(config: RunConfig, dataset: SentenceDataset) -> _Source:
     )
 
 
-def _images(config: RunConfig, dataset: ImageDataset) -> _Source:
+def _images(config: RunConfig, dataset: ImageDataset, whole: bool) -> _Source:
     preprocessing = make_preprocessing(config, dataset.viewpoint_unit == STEPS)
+    if whole:
+        preprocessing = dataclasses.replace(preprocessing, crop=None, normalize="none")
     batches: dict[str, Any] = {"preprocessing": preprocessing, "batch_size": config.batch_size}
     input_shape = preprocessing.input_shape(dataset)
     splits = make_splits(dataset, config.val_prop, config.validation_instances(), config.viewpoints)

@@ -150,6 +150,7 @@ def make_scorer(
     loss_function: LossFunction,
     jit_compile: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[[tf.data.Dataset, float], Iterator[Scored]]:
     """Makes a function of (batches, margin) that yields what the model makes of each batch.
 
@@ -160,6 +161,7 @@ def make_scorer(
         loss_function: loss of each example.
         jit_compile: whether XLA compiles the capsules, for each shape of a batch once.
         stop_requested: whether this process wants to stop; asked before each batch.
+        prepare: what is done first to each replica's part of a batch.
 
     Returns:
         A generator function. Each example of weight 1 comes back once, in order.
@@ -172,6 +174,7 @@ def make_scorer(
         return capsules(read, training=False)
 
     def replica_step(batch, margin, stop):
+        batch = prepare(batch)
         outputs = route(features(model_inputs(model, batch), training=False))
         outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
         losses = loss_function(batch.get("target", batch["label"]), outputs[0], margin)

@@ -32,6 +32,7 @@ class Tester:
     Attributes:
         step: the training step of the restored checkpoint.
         num_parameters: trainable parameters of the network, without those of a decoder.
+        model: the network, to scores.
         decoder: of a run that was trained with one; else None.
     """
 
@@ -45,14 +46,15 @@ class Tester:
         self._class_names = class_names
         self._margin_schedule = make_margin_schedule(config)
         with strategy.scope():
-            model = make_model(config, input_shapes, len(class_names))
-            self.decoder = make_decoder(config, model)
+            self.model = make_model(config, input_shapes, len(class_names))
+            self.decoder = make_decoder(config, self.model)
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.num_parameters = sum(math.prod(weights.shape) for weights in model.trainable_weights)
-        restored = {"model": model, "step": self._step, "decoder": self.decoder}
+        self.num_parameters = sum(math.prod(weights.shape) for weights in self.model.trainable_weights)
+        restored = {"model": self.model, "step": self._step, "decoder": self.decoder}
         self._checkpoint = tf.train.Checkpoint(**{name: part for name, part in restored.items() if part is not None})
-        poses = class_poses(model)
-        judge = keras.Model(model.input, [model.output] if poses is None else [model.output, poses])
+        poses = class_poses(self.model)
+        outputs = [self.model.output] if poses is None else [self.model.output, poses]
+        judge = keras.Model(self.model.input, outputs)
         self._score = make_scorer(strategy, judge, make_loss(config), config.uses_xla)
 
     @property
