@@ -135,7 +135,7 @@ def test_an_attack_keeps_to_epsilon_and_raises_the_targets_score(tested, kind):
     preprocessing = image_preprocessing(config)
     batch = next(iter(make_test_data(config, whole=True).parts["test"].batches))
     target = (batch["label"] + 2) % 5
-    batch = {**batch, "epsilon": tf.fill(target.shape, 0.2), "target": target}
+    batch = {**batch, "epsilon": tf.fill(target.shape, 0.2), "aim": target}
     judge = Judge(tester.model, make_loss(config), preprocessing)
     pixels = dataclasses.replace(preprocessing, normalize="none")
     before = central_crop(batch["image"], preprocessing.crop).numpy()
@@ -148,11 +148,11 @@ def test_an_attack_keeps_to_epsilon_and_raises_the_targets_score(tested, kind):
         scores[aim] = tester.model(read, training=False).numpy()
         assert made["zeros"].shape == target.shape and made["zeros"].numpy().max() <= 1
     plain = tester.model(normalized(tf.constant(before), batch["image"], preprocessing), training=False).numpy()
-    np.testing.assert_array_equal(made["target"], plain.argmin(axis=1))
+    np.testing.assert_array_equal(made["aim"], plain.argmin(axis=1))
     examples = np.arange(len(target))
     assert (scores["all"] - plain)[examples, target].mean() > 0.05
     assert (scores[""] - plain)[examples, batch["label"]].mean() < -0.1
-    assert (scores["least_likely"] - plain)[examples, made["target"]].mean() > 0.05
+    assert (scores["least_likely"] - plain)[examples, made["aim"]].mean() > 0.05
 
 
 def test_epsilon_0_is_the_plain_accuracy_and_more_of_it_leaves_less(tested, white):

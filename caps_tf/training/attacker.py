@@ -210,9 +210,10 @@ def make_attack(read_as: Preprocessing, source: Judge, config: AttackConfig) -> 
         config: the attack.
 
     Returns:
-        The function. It reads image float32 [b, H, W, c] from 0 to 1, as it is before the crop; label int [b], aim int
-        [b], the class that a targeted attack aims at; and epsilon float32 [b]. It returns the batch with the image cropped, attacked and normalised; the aim of
-        each image; and "zeros" float32 [b], which share of its gradient is zero.
+        The function. It reads image float32 [b, H, W, c] from 0 to 1, as it is before the crop; label int [b]; aim int
+        [b], the class that a targeted attack aims at; and epsilon float32 [b]. It returns the batch with the image
+        cropped, attacked and normalised; the aim of each image; and "zeros" float32 [b], which share of its gradient is
+        zero.
     """
     gradient_of, scores_of = make_image_gradient(source)
 
