@@ -6,6 +6,7 @@
 
 The run is one of train_val.py that test.py has tested, or one of examples/train_any_backend.py. Then
 
+    python train_val.py --init_from=mine ...            # starts from its weights
     caps_tf.models.from_preset("mine")                  # a Keras model
 """
 

@@ -1,12 +1,13 @@
-"""A run of train_val.py, tested, exported and used again as a Keras model."""
+"""A run of train_val.py, tested, exported and used again: as a Keras model, and to start another run from."""
 
 import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from caps_tf.errors import UserError
-from caps_tf.models import from_preset
+from caps_tf.models import conv_capsules, from_preset
 from caps_tf.trained_runs import read_run
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import make_test_data
@@ -60,3 +61,17 @@ def test_the_card_says_what_the_files_of_the_run_say(run, exported):
     assert "--seed=3" in card.regime and str(run.parent) not in card.to_json()
     assert "lowest" in card.viewpoints and "azimuth" in card.viewpoints
     assert tuple(card.shape) == (24, 24, 1) and tuple(card.class_names)[0] == "animal"
+
+
+def test_a_run_starts_from_an_exported_one_and_an_unknown_name_is_told_with_the_nearest(storage, exported):
+    started = train(storage, "started", *NETWORK, f"--init_from={exported}", "--lrn_rate=1e-12")
+    assert json.loads((started / "train" / "params.json").read_text())["init_from"] == str(exported)
+    before = from_preset(exported)
+    after = conv_capsules((17, 17, 1), 5, "em", convolutions="4k5s2,8s2", capsules=2)
+    tf.train.Checkpoint(model=after).read(str(started / "train" / "checkpoints" / "step-15")).expect_partial()
+    for trained, found in zip(
+        before.get_layer("conv_capsules").trainable_weights, after.trainable_weights, strict=True
+    ):
+        np.testing.assert_allclose(np.array(found), np.array(trained), atol=1e-6, err_msg=found.path)
+    process = run_script("train_val.py", "--init_from=heinsen2019_smalnorb", check=False)
+    expect_one_line(process, "nearest are heinsen2019_smallnorb")

@@ -7,6 +7,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from caps_tf import weights
 from caps_tf.any_backend.augmentation import prepare
@@ -15,6 +16,7 @@ from caps_tf.errors import UserError
 from caps_tf.export import TrainedRun, export_run, scores_of
 from caps_tf.models import conv_capsules, from_preset
 from caps_tf.models.from_preset import network_of
+from caps_tf.training.initial_weights import start_from
 from caps_tf.weights.card import read_card
 from tests.networks import tiny_config
 from tests.norb_mirror import Server
@@ -128,3 +130,18 @@ def test_a_large_file_is_fetched_from_a_mirror_resumed_verified_and_kept(tmp_pat
         assert from_preset(tmp_path / "mine").output_shape == (None, 3) and not server.requests
         server.shutdown()
     assert hashlib.sha256(whole).hexdigest() == card.file["sha256"]
+
+
+def test_training_starts_from_the_weights_that_fit(tmp_path):
+    trained, _ = write_trained(tmp_path / "mine", routing="em")
+    other = conv_capsules((32, 32, 1), num_classes=4, routing="em", **SIZES)
+    said = start_from(other, tmp_path / "mine")
+    new = [weight.path for weight in other.weights if weight.path in said]
+    assert new and all(path.startswith("class_capsules/") for path in new)
+    for mine, theirs in zip(other.weights, trained.weights, strict=True):
+        if mine.path not in new:
+            np.testing.assert_array_equal(ops.convert_to_numpy(mine), ops.convert_to_numpy(theirs))
+    same = conv_capsules((16, 20, 1), num_classes=3, routing="em", **SIZES)
+    assert "new" not in start_from(same, tmp_path / "mine")
+    with pytest.raises(UserError, match="no weight"):
+        start_from(conv_capsules((16, 20, 3), 4, "none", convolutions="5"), tmp_path / "mine")

@@ -26,6 +26,7 @@ from caps_tf.run_flags import overruled, print_presets
 from caps_tf.scripts import how_to_call, run_script
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import load_params, save_params
+from caps_tf.weights import find_weights
 
 flags.disclaim_key_flags()  # they belong to what is run: --help lists its own
 FLAGS = flags.FLAGS
@@ -95,6 +96,8 @@ def main(argv: list[str]) -> None:
         print_presets()
         return
     config = resolve_config()
+    if config.init_from and not FLAGS.load_dir:
+        find_weights(config.init_from)
     directory = make_run_directory(config)
     train_directory = directory / "train"
 
@@ -123,11 +126,14 @@ def main(argv: list[str]) -> None:
             if FLAGS.reset:
                 clear(train_directory)
         trainer = Trainer(config, data, train_directory, strategy)
+        checkpoint = None
         if FLAGS.load_dir and not FLAGS.reset:
             checkpoint = find_checkpoint(train_directory / "checkpoints")
             if checkpoint:
                 trainer.checkpoints.restore(checkpoint)
             print(f"continuing from {checkpoint or 'the start: nothing was saved yet'}", file=sys.stderr)
+        if config.init_from and not checkpoint:
+            print(trainer.start_from(config.init_from), file=sys.stderr)
         if claims:
             if not FLAGS.load_dir:
                 stack.enter_context(locked(directory, IN_USE))

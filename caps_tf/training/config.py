@@ -209,6 +209,12 @@ class RunConfig:
         "200,000 steps needs fewer",
         bound=POSITIVE,
     )
+    init_from: str = _option(
+        "",
+        "optimisation",
+        "start a new run from the weights of a trained network, a name or a directory that caps_tf.export wrote, where "
+        "name and shape of a weight fit; a class layer for other classes is new",
+    )
     seed: int = _option(0, "optimisation", "of initial weights, data order and augmentation", bound=NOT_NEGATIVE)
 
     num_gpus: int = _option(1, "devices", "GPUs to train on; without GPUs, logical CPU devices", bound=POSITIVE)
