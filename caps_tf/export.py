@@ -7,12 +7,14 @@
 The run is one of train_val.py that test.py has tested, or one of examples/train_any_backend.py. Then
 
     python train_val.py --init_from=mine ...            # starts from its weights
+    python -m caps_tf.predict --model=mine image.png
     caps_tf.models.from_preset("mine")                  # a Keras model
 """
 
 import dataclasses
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +81,7 @@ def export_run(run: TrainedRun, output: str | os.PathLike[str], card: dict[str, 
     name = output.resolve().name
     model = run.network
     if run.preprocessing is not None:
-        model = on_pixels(model, run.preprocessing, run.sample["image"].shape[1:], name)
+        model = on_pixels(model, run.preprocessing, run.sample["image"].shape[1:], _keras_name(name))
     with _whole(output) as directory:
         model.save(directory / MODEL)
         # As its users get it.
@@ -142,7 +144,7 @@ def command_of(config: RunConfig) -> str:
     for option in dataclasses.fields(RunConfig):
         value = getattr(config, option.name)
         if value != option.default and option.name not in ("dataset", "storage", "data_dir", "name"):
-            given.append(f"--{option.name}={value}")
+            given.append(f"--{option.name}={Path(value).name if option.name == 'init_from' else value}")
     return " ".join(["python train_val.py", *given])
 
 
@@ -193,6 +195,11 @@ def told_viewpoints(trained_on: str, by_factor: Sequence[dict[str, dict[str, Any
                 f"at {high}."
             )
     return " ".join(said)
+
+
+def _keras_name(name: str) -> str:
+    """A name that TensorFlow takes for a scope."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip("_.-") or "model"
 
 
 @contextmanager
