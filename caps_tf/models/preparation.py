@@ -27,8 +27,8 @@ class ImagePreparation(keras.layers.Layer):
 
     Example:
         >>> prepared = ImagePreparation({"resize": None, "crop": [2, 2], "normalize": "none"})(np.full((1, 4, 4, 1), 51.0))
-        >>> keras.ops.convert_to_numpy(prepared).round(3).ravel().tolist()
-        [0.2, 0.2, 0.2, 0.2]
+        >>> keras.ops.convert_to_numpy(prepared).ravel()
+        array([0.2, 0.2, 0.2, 0.2], dtype=float32)
     """
 
     def __init__(self, preprocessing: Preprocessing | Mapping[str, Any], **kwargs):
