@@ -11,13 +11,19 @@ from keras import ops
 
 from caps_tf import weights
 from caps_tf.any_backend.augmentation import prepare
+from caps_tf.any_backend.data import read_images
+from caps_tf.any_backend.trainer import AnyBackendTrainer
 from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.errors import UserError
 from caps_tf.export import TrainedRun, export_run, scores_of
 from caps_tf.models import conv_capsules, from_preset
 from caps_tf.models.from_preset import network_of
+from caps_tf.trained_runs import read_run
+from caps_tf.training.config import RunConfig
 from caps_tf.training.initial_weights import start_from
+from caps_tf.training.params import save_params
 from caps_tf.weights.card import read_card
+from tests.coloured_folder import write_coloured_folder
 from tests.networks import tiny_config
 from tests.norb_mirror import Server
 
@@ -145,3 +151,21 @@ def test_training_starts_from_the_weights_that_fit(tmp_path):
     assert "new" not in start_from(same, tmp_path / "mine")
     with pytest.raises(UserError, match="no weight"):
         start_from(conv_capsules((16, 20, 3), 4, "none", convolutions="5"), tmp_path / "mine")
+
+
+def test_a_run_on_any_backend_is_exported_with_its_test_accuracy(tmp_path):
+    write_coloured_folder(tmp_path / "folder")
+    flags = {"routing": "none", "convolutions": "4k5s4", "epoch": 1, "batch_size": 16, "jit_compile": "off"}
+    config = RunConfig(network="conv_capsules", dataset=str(tmp_path / "folder"), **flags)
+    with pytest.raises(UserError, match="no such|No such"):
+        read_run(tmp_path / "run", "latest", 4, {})
+    trainer = AnyBackendTrainer(config, read_images(tmp_path / "folder"), tmp_path / "run")
+    save_params(config, tmp_path / "run" / "params.json", minutes=None, steps=None)
+    with pytest.raises(UserError, match="not at its end"):
+        read_run(tmp_path / "run", "latest", 4, {})
+    last = trainer.run()
+    run = read_run(tmp_path / "run", "latest", 4, {})
+    export_run(run, tmp_path / "mine", {})
+    model, sample = from_preset(tmp_path / "mine"), weights.load_sample(tmp_path / "mine")
+    assert model.card.accuracy["test"]["accuracy"] == last["test_accuracy"] and sample["image"].shape == (4, 20, 16, 3)
+    np.testing.assert_allclose(scores_of(model, weights.inputs_of(sample)), sample["scores"], rtol=1e-4, atol=1e-5)
