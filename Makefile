@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 BACKEND_TESTS := $(addprefix tests/test_,em_routing.py vb_routing.py heinsen_routing.py heinsen_vectors.py \
   heinsen_vector_layers.py inverted_attention.py attention_layers.py self_routing.py dynamic_routing.py layers.py models.py \
   attention_network.py finite_routing.py routing_health.py conv_capsules.py decoder.py any_backend.py \
-  accelerator_benchmark.py attacks.py)
+  accelerator_benchmark.py attacks.py weights.py)
 
 CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py full_disks.py cluster.py \
   half_precision.py growth.py download.py norb_matrix.py norb_format.py convert.py import_weights.py memory.py \

@@ -11,7 +11,7 @@ import importlib
 from types import ModuleType
 
 __version__ = "0.1.0"
-__all__ = ["initializers", "layers", "losses", "models", "networks", "optimizers", "presets", "routing"]
+__all__ = ["initializers", "layers", "losses", "models", "networks", "optimizers", "presets", "routing", "weights"]
 
 
 def __getattr__(name: str) -> ModuleType:

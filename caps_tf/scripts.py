@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -19,11 +20,13 @@ _ENVIRONMENT = (
 """Errors of the system that no program can foresee: rights, full or broken disks, limits."""
 
 
-def run_script(main: Callable[[list[str]], int | None]) -> None:
+def run_script(main: Callable[[list[str]], int | None], usage: str | None = None, positional: bool = False) -> None:
     """Runs a script's `main(argv)` under absl, with one line instead of a traceback for a `UserError`.
 
     Args:
         main: gets argv after flag parsing; returns the exit code (None means 0).
+        usage: what --help says above the flags, instead of the docstring of the file that was started.
+        positional: whether there may be arguments that are not flags.
 
     Raises:
         SystemExit: always; code 1 after a `UserError` or where memory ran out, 130 after Ctrl-C, and `PREEMPTED`.
@@ -34,7 +37,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and not positional:
                 raise UserError(f"unexpected argument {argv[1]!r}: flags look like --name=value; see --help")
             return main(argv)
         except UserError as error:
@@ -61,7 +64,21 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
             print("error: interrupted", file=sys.stderr)
             return 130
 
+    if usage:
+        sys.modules["__main__"].__doc__ = usage  # where absl looks for it
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def how_to_call(script: str) -> str:
+    """A script of the top level as the user calls it: by its file, or where a console command is running, as another.
+
+    Example:
+        >>> how_to_call("test.py")
+        'python test.py'
+    """
+    if Path(sys.argv[0]).name.startswith("caps-tf-"):
+        return f"caps-tf-{script.partition('.')[0]}"
+    return f"python {script}"
 
 
 def _with_flags(message: str) -> str:

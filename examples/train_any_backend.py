@@ -112,6 +112,7 @@ def main(argv: list[str]) -> None:
     from caps_tf.any_backend.data import read_images
     from caps_tf.any_backend.trainer import AnyBackendTrainer, memory_explained
     from caps_tf.processor import exact_float32, processor_of
+    from caps_tf.training.initial_weights import start_from
     from caps_tf.training.votes import describe_votes
 
     exact_float32()
@@ -126,7 +127,9 @@ def main(argv: list[str]) -> None:
             print(votes, file=sys.stderr)
         if trainer.restore():
             print(f"going on from step {trainer.step} of {trainer.total_steps} in {output}", file=sys.stderr)
-        elif timing["minutes"] is not None and timing["steps"] is None:
+        elif config.init_from:
+            print(start_from(trainer.network, config.init_from), file=sys.stderr)
+        if not trainer.step and timing["minutes"] is not None and timing["steps"] is None:
             at_most = config.epoch * trainer.steps_per_epoch if "epoch" in given_flags() else None
             timing["steps"] = trainer.choose_steps(60 * timing["minutes"] - (time.monotonic() - BEGIN), at_most)
             print(f"{timing['steps']} steps fit into {timing['minutes']:g} minutes", file=sys.stderr)

@@ -18,11 +18,11 @@ from tests.small_norb import expect_one_line, run_script
 RESOLVE = """
 import dataclasses, json, sys
 from absl import flags
-import train_val
-train_val.define_flags()
+from caps_tf.commands import train
+train.define_flags()
 flags.FLAGS(["train_val.py", *sys.argv[1:]])
 assert "tensorflow" not in sys.modules and "keras" not in sys.modules
-print(json.dumps(dataclasses.asdict(train_val.resolve_config())))
+print(json.dumps(dataclasses.asdict(train.resolve_config())))
 """
 
 

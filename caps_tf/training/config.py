@@ -3,14 +3,15 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
 
 from caps_tf.data.preprocessing import AUGMENTATIONS, CANVASES, NORMALIZATIONS, PAD_MODES, VIEWS
 from caps_tf.data.viewpoints import parse_viewpoints
 from caps_tf.errors import UserError
 from caps_tf.networks import BACKBONES, NETWORKS, ROUTINGS, readers
+from caps_tf.training.options import NOT_NEGATIVE, POSITIVE, SHARE, flag
 
 LOSSES = ("auto", "spread", "margin", "cross_entropy")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -18,29 +19,6 @@ OPTIMIZERS = ("adam", "radam", "sgd")
 SCHEDULES = ("exponential", "steps", "one_cycle", "constant")
 SWITCH = ("on", "off")
 CLUSTERS = ("tf_config", "slurm")
-
-
-class Bound(NamedTuple):
-    """A condition on a number.
-
-    Attributes:
-        holds: whether a number meets it.
-        text: the condition in words, after "must".
-    """
-
-    holds: Callable[[float], bool]
-    text: str
-
-
-POSITIVE = Bound(lambda number: number > 0, "be positive")
-NOT_NEGATIVE = Bound(lambda number: number >= 0, "not be negative")
-SHARE = Bound(lambda number: 0 <= number < 1, "be at least 0 and less than 1")
-
-
-def _option(
-    default: Any, group: str, help: str, choices: tuple[str, ...] | None = None, bound: Bound | None = None
-) -> Any:
-    return field(default=default, metadata={"group": group, "help": help, "choices": choices, "bound": bound})
 
 
 @dataclass(frozen=True)
@@ -55,65 +33,65 @@ class RunConfig:
         32
     """
 
-    dataset: str = _option(
+    dataset: str = flag(
         "smallNORB",
         "data",
         "smallNORB, renderedNORB, a name of TensorFlow Datasets' catalogue (cifar10), a directory that TensorFlow "
         "Datasets or our converters wrote, or an image folder (train/<class>/*.png, test/<class>/*.png)",
     )
-    storage: str = _option(".", "data", "directory that holds data/ and logs/")
-    data_dir: str = _option("", "data", "where the data set is, instead of <storage>/data/<dataset>")
-    views: str = _option(
+    storage: str = flag(".", "data", "directory that holds data/ and logs/")
+    data_dir: str = flag("", "data", "where the data set is, instead of <storage>/data/<dataset>")
+    views: str = flag(
         "both", "data", "NORB cameras: both (each view is an example), left, right, or stereo (two channels)", VIEWS
     )
-    resize: str = _option(
+    resize: str = flag(
         "",
         "data",
         "pixels to resize images to, N or ROWSxCOLUMNS, 0 for none; default 48 for NORB, none if image_size is larger",
     )
-    image_size: str = _option(
+    image_size: str = flag(
         "", "data", "pixels of the crop that the network sees, N or ROWSxCOLUMNS, 0 for none; default 32 for NORB"
     )
-    pad: int = _option(
+    pad: int = flag(
         0, "data", "pixels added on each side of training images before the random crop", bound=NOT_NEGATIVE
     )
-    pad_mode: str = _option("edge", "data", "edge repeats the outermost pixels, zero adds black ones", PAD_MODES)
-    augment: str = _option(
+    pad_mode: str = flag("edge", "data", "edge repeats the outermost pixels, zero adds black ones", PAD_MODES)
+    augment: str = flag(
         "auto",
         "data",
         "of training images: norb (random crop, brightness and contrast), crop (random crop only), crop_flip (and "
         "mirrored left to right), or none; auto: norb for NORB data, else crop",
         ("auto", *AUGMENTATIONS),
     )
-    normalize: str = _option(
+    normalize: str = flag(
         "image",
         "data",
         "image (each by its own mean and deviation), channel (by channel_mean and channel_std), or none (0 to 1)",
         NORMALIZATIONS,
     )
-    channel_mean: str = _option(
+    channel_mean: str = flag(
         "0.4914,0.4822,0.4465", "data", "of values from 0 to 1, one per channel or one for all; default CIFAR-10's"
     )
-    channel_std: str = _option("0.2023,0.1994,0.2010", "data", "standard deviations that go with channel_mean")
-    mixup: float = _option(
+    channel_std: str = flag("0.2023,0.1994,0.2010", "data", "standard deviations that go with channel_mean")
+    mixup: float = flag(
         0.0,
         "data",
         "alpha of mixup: examples are blended in pairs by weights from Beta(alpha, alpha); 0 for none",
         bound=NOT_NEGATIVE,
     )
-    val_prop: float = _option(
+    val_prop: float = flag(
         0.1, "data", "share of the training records held out for validation, 0 for none", bound=SHARE
     )
-    val_instances: str = _option(
+    val_instances: str = flag(
         "", "data", "validate on these training instances instead, such as 9 or 8,9 (a harder, more honest test)"
     )
-    viewpoints: str = _option(
+    viewpoints: str = flag(
         "",
         "data",
         "novel-viewpoint protocol: train on these viewpoints only and test on the others too; azimuth or elevation (of "
         "Hinton et al. 2018), or degrees such as azimuth:-67..67 or azimuth:300..40,elevation:45..90 (both must hold)",
     )
-    protocol: str = _option(
+    protocol: str = flag(
         "",
         "data",
         "of Sabour et al. 2017: affine (trains on images anywhere on 40x40 black pixels; tests on them, and affNIST-style: "
@@ -122,113 +100,109 @@ class RunConfig:
         ("", *CANVASES),
     )
 
-    network: str = _option("matrix_capsules", "network", "architecture", tuple(NETWORKS))
-    A: int = _option(64, "network", "channels of ReLU Conv1", bound=POSITIVE)
-    B: int = _option(8, "network", "types of primary capsules", bound=POSITIVE)
-    C: int = _option(16, "network", "types of the first convolutional capsules", bound=POSITIVE)
-    D: int = _option(16, "network", "types of the second convolutional capsules", bound=POSITIVE)
-    channels: int = _option(
+    network: str = flag("matrix_capsules", "network", "architecture", tuple(NETWORKS))
+    A: int = flag(64, "network", "channels of ReLU Conv1", bound=POSITIVE)
+    B: int = flag(8, "network", "types of primary capsules", bound=POSITIVE)
+    C: int = flag(16, "network", "types of the first convolutional capsules", bound=POSITIVE)
+    D: int = flag(16, "network", "types of the second convolutional capsules", bound=POSITIVE)
+    channels: int = flag(
         256,
         "network",
         "of capsnet: of its two convolutions, and an eighth as many types of primary capsules",
         bound=POSITIVE,
     )
-    iter_routing: int = _option(
+    iter_routing: int = flag(
         0,
         "network",
         "routing iterations (also --num_routing); 0 for the published number: 2, and 3 for Heinsen's and dynamic routing",
         bound=NOT_NEGATIVE,
     )
-    final_lambda: float = _option(
+    final_lambda: float = flag(
         0.01, "network", "inverse temperature that the routing iterations approach", bound=POSITIVE
     )
-    epsilon: float = _option(1e-9, "network", "keeps the routing's divisions and logarithms finite", bound=POSITIVE)
-    weight_reg: float = _option(2e-7, "network", "L2 penalty on kernels and capsule weights", bound=NOT_NEGATIVE)
-    dropout: float = _option(0.5, "network", "share of units dropped in the dense layer", bound=SHARE)
-    sequential_routing: bool = _option(
+    epsilon: float = flag(1e-9, "network", "keeps the routing's divisions and logarithms finite", bound=POSITIVE)
+    weight_reg: float = flag(2e-7, "network", "L2 penalty on kernels and capsule weights", bound=NOT_NEGATIVE)
+    dropout: float = flag(0.5, "network", "share of units dropped in the dense layer", bound=SHARE)
+    sequential_routing: bool = flag(
         False, "network", "each layer finishes its iterations before the next; otherwise all route at once"
     )
-    backbone: str = _option(
-        "resnet", "network", "what stands below capsules, residual or plain convolutions", BACKBONES
-    )
-    config_path: str = _option(
+    backbone: str = flag("resnet", "network", "what stands below capsules, residual or plain convolutions", BACKBONES)
+    config_path: str = flag(
         "cifar10", "network", "attention's capsule layers: cifar10 or cifar100 (both published), or a JSON file"
     )
-    capsule_dropout: float = _option(0.0, "network", "share of the elements of capsules' poses dropped", bound=SHARE)
-    part_noise: float = _option(
+    capsule_dropout: float = flag(0.0, "network", "share of the elements of capsules' poses dropped", bound=SHARE)
+    part_noise: float = flag(
         0.0,
         "network",
         "deviation of the part capsules' biases at the start; 0 as published, 0.5 learns sooner",
         bound=NOT_NEGATIVE,
     )
-    routing: str = _option(
+    routing: str = flag(
         "em",
         "network",
         "what routes the class capsules; none: the same convolutions, averaged, without capsules",
         ROUTINGS,
     )
-    convolutions: str = _option(
+    convolutions: str = flag(
         "16k5s2,32,48s2,64s2", "network", "of each convolution channels, k and kernel side [3], s and stride [1]"
     )
-    capsules: int = _option(8, "network", "types of part capsules at each position", bound=POSITIVE)
-    capsule_layers: int = _option(
+    capsules: int = flag(8, "network", "types of part capsules at each position", bound=POSITIVE)
+    capsule_layers: int = flag(
         1, "network", "of self_routing: layers that route, the class capsules among them", bound=POSITIVE
     )
-    coordinates: bool = _option(False, "network", "with --routing=em or vb: votes carry the position of their part")
-    votes_mib: int = _option(
+    coordinates: bool = flag(False, "network", "with --routing=em or vb: votes carry the position of their part")
+    votes_mib: int = flag(
         0,
         "network",
         "MiB of votes that a layer holds at a time; 0: what suits a CPU's cache, on an accelerator all that fit",
         bound=NOT_NEGATIVE,
     )
 
-    batch_size: int = _option(
+    batch_size: int = flag(
         64, "optimisation", "examples in a step, over all devices and hosts together", bound=POSITIVE
     )
-    epoch: int = _option(100, "optimisation", "epochs to train", bound=POSITIVE)
-    loss: str = _option(
+    epoch: int = flag(100, "optimisation", "epochs to train", bound=POSITIVE)
+    loss: str = flag(
         "auto",
         "optimisation",
         "spread, margin or cross_entropy; auto: what the network was published with",
         LOSSES,
     )
-    optimizer: str = _option(
+    optimizer: str = flag(
         "adam", "optimisation", "adam, radam (rectified Adam, Liu et al. 2020), or sgd (with momentum)", OPTIMIZERS
     )
-    momentum: float = _option(
+    momentum: float = flag(
         0.9, "optimisation", "of sgd; beta_1 of adam and radam; one_cycle lowers it while the rate is high", bound=SHARE
     )
-    weight_decay: float = _option(
+    weight_decay: float = flag(
         0.0,
         "optimisation",
         "shrinks all weights: with sgd as an L2 term of the gradient, with adam and radam decoupled from it",
         bound=NOT_NEGATIVE,
     )
-    schedule: str = _option(
+    schedule: str = flag(
         "exponential",
         "optimisation",
         "of the learning rate: exponential (lrn_decay), steps (a tenth from each of lrn_drop_epochs on), one_cycle "
         "(a tenth of the run up from 1e-5, then down to it along a cosine), or constant",
         SCHEDULES,
     )
-    lrn_rate: float = _option(
+    lrn_rate: float = flag(
         3e-3, "optimisation", "learning rate at the start; with one_cycle, the highest", bound=POSITIVE
     )
-    lrn_decay: float = _option(
-        0.96, "optimisation", "factor of the learning rate every lrn_decay_steps", bound=POSITIVE
-    )
-    lrn_decay_steps: int = _option(
+    lrn_decay: float = flag(0.96, "optimisation", "factor of the learning rate every lrn_decay_steps", bound=POSITIVE)
+    lrn_decay_steps: int = flag(
         20_000, "optimisation", "steps in which the learning rate falls by lrn_decay", bound=POSITIVE
     )
-    lrn_drop_epochs: str = _option("150,250", "optimisation", "epochs after which schedule=steps divides by 10")
-    margin_steps: float = _option(
+    lrn_drop_epochs: str = flag("150,250", "optimisation", "epochs after which schedule=steps divides by 10")
+    margin_steps: float = flag(
         50_000.0,
         "optimisation",
         "steps in a unit of the spread loss's margin schedule, whose middle is at 4 units; a run shorter than "
         "200,000 steps needs fewer",
         bound=POSITIVE,
     )
-    reconstruction: float = _option(
+    reconstruction: float = flag(
         0.0,
         "optimisation",
         "weight in the loss of the squared error of the image that a decoder draws from the true class's pose, summed "
@@ -236,33 +210,39 @@ class RunConfig:
         "is with normalize=none, else stretched from its darkest value to its brightest",
         bound=NOT_NEGATIVE,
     )
-    seed: int = _option(0, "optimisation", "of initial weights, data order and augmentation", bound=NOT_NEGATIVE)
+    init_from: str = flag(
+        "",
+        "optimisation",
+        "start a new run from the weights of a trained network, a name or a directory that caps_tf.export wrote, where "
+        "name and shape of a weight fit; a class layer for other classes is new",
+    )
+    seed: int = flag(0, "optimisation", "of initial weights, data order and augmentation", bound=NOT_NEGATIVE)
 
-    num_gpus: int = _option(1, "devices", "GPUs to train on; without GPUs, logical CPU devices", bound=POSITIVE)
-    cluster: str = _option(
+    num_gpus: int = flag(1, "devices", "GPUs to train on; without GPUs, logical CPU devices", bound=POSITIVE)
+    cluster: str = flag(
         "tf_config",
         "devices",
         "what names the hosts of a run on several: the variable TF_CONFIG (not set: one host alone), or slurm's job step",
         CLUSTERS,
     )
-    precision: str = _option("float32", "devices", "dtype policy; routing stays in float32", PRECISIONS)
-    jit_compile: str = _option("on", "devices", "compile the capsules with XLA", SWITCH)
+    precision: str = flag("float32", "devices", "dtype policy; routing stays in float32", PRECISIONS)
+    jit_compile: str = flag("on", "devices", "compile the capsules with XLA", SWITCH)
 
-    check_memory: bool = _option(
+    check_memory: bool = flag(
         True, "devices", "refuse a run whose training step needs more memory than is free (--nocheck_memory tries it)"
     )
 
-    preset: str = _option("", "run", "named flags for a new run, which other flags overrule; --preset=list names them")
-    name: str = _option("", "run", "name of the run: logs/<dataset>/<date>_<name>")
-    log_every: int = _option(50, "run", "steps between two lines of the log", bound=POSITIVE)
-    checkpoint_every: int = _option(0, "run", "steps between two checkpoints, 0 for one an epoch", bound=NOT_NEGATIVE)
-    keep_checkpoints: int = _option(
+    preset: str = flag("", "run", "named flags for a new run, which other flags overrule; --preset=list names them")
+    name: str = flag("", "run", "name of the run: logs/<dataset>/<date>_<name>")
+    log_every: int = flag(50, "run", "steps between two lines of the log", bound=POSITIVE)
+    checkpoint_every: int = flag(0, "run", "steps between two checkpoints, 0 for one an epoch", bound=NOT_NEGATIVE)
+    keep_checkpoints: int = flag(
         5, "run", "how many of the newest checkpoints to keep; the best is kept beside them", bound=POSITIVE
     )
-    routing_gauges: bool = _option(
+    routing_gauges: bool = flag(
         False, "run", "log gauges of each routing layer and the relative size of updates too: see docs/GAUGES.md"
     )
-    profile: bool = _option(False, "run", "trace steps 10 to 20 for TensorBoard's profiler")
+    profile: bool = flag(False, "run", "trace steps 10 to 20 for TensorBoard's profiler")
 
     def __post_init__(self):
         for option in dataclasses.fields(self):

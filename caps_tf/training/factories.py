@@ -63,9 +63,10 @@ def _shape_of(
 def make_loss(config: RunConfig) -> LossFunction:
     """Returns the loss of each example as a function of labels or soft targets, scores and margin."""
     from_logits = NETWORKS[config.network].logits
-    losses = {"spread": spread, "margin": margins, "cross_entropy": cross_entropy}
-    options = {"classes": 2} if config.protocol == "overlap" and config.loss_name == "cross_entropy" else {}
-    return functools.partial(losses[config.loss_name], from_logits=from_logits, **options)
+    if config.loss_name == "cross_entropy":
+        classes = 2 if config.protocol == "overlap" else 1
+        return functools.partial(cross_entropy, from_logits=from_logits, classes=classes)
+    return functools.partial(spread if config.uses_spread_loss else margins, from_logits=from_logits)
 
 
 def cross_entropy(

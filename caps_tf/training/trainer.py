@@ -18,6 +18,7 @@ from caps_tf.training.data import TrainingData
 from caps_tf.training.devices import distribute, is_chief, num_processes
 from caps_tf.training.factories import capsule_outputs, make_loss, make_model
 from caps_tf.training.gauges import RunGauges
+from caps_tf.training.initial_weights import start_from
 from caps_tf.training.logs import TrainingLog
 from caps_tf.training.preemption import StopSignal
 from caps_tf.training.reconstruction import make_decoder, with_decoder
@@ -90,6 +91,10 @@ class Trainer:
             config.uses_xla,
             lambda: self._stop.requested,
         )
+
+    def start_from(self, source: str) -> str:
+        """Takes the weights of a trained network for a start; returns what was done, see `start_from`."""
+        return start_from(self.model, source, self._strategy.scope())
 
     def run(self) -> dict[str, float]:
         """Trains to the last epoch.

@@ -1,0 +1,89 @@
+"""caps_tf.predict on images of all kinds: what it says, what it did to them, and the picture of the routing."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from caps_tf.data.any_image import fit_image, read_any_image
+from caps_tf.errors import UserError
+from caps_tf.models import from_preset
+from caps_tf.predict import judge, routing_map
+from tests.small_norb import expect_one_line, run_script
+from tests.test_weights import write_trained
+
+
+def write_images(directory):
+    """A grey, a colour, a transparent, a 16-bit and a palette image of other sizes, and one that is none."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(256, size=(40, 64, 4), dtype=np.uint8)
+    images = {
+        "exact.png": Image.fromarray(noise[:25, :30, 0]),
+        "colour.jpg": Image.fromarray(noise[..., :3]),
+        "clear.png": Image.fromarray(noise),
+        "deep.png": Image.fromarray(noise[..., 0].astype("uint16") << 8),
+        "palette.gif": Image.fromarray(noise[:3, :5, :3]).convert("P"),
+    }
+    for name, image in images.items():
+        image.save(directory / name)
+    (directory / "broken.png").write_bytes(b"no image")
+    return images
+
+
+def test_any_image_is_read_and_what_is_done_to_it_is_said(tmp_path):
+    images = write_images(tmp_path)
+    done = {name: fit_image(read_any_image(tmp_path / name), (25, 30, 1))[1] for name in images}
+    assert done["exact.png"] == "as it is"
+    assert done["colour.jpg"] == "colour made grey, the middle 40x48 of 40x64 pixels, resized to 25x30"
+    assert done["deep.png"] == "the middle 40x48 of 40x64 pixels, resized to 25x30"
+    assert read_any_image(tmp_path / "deep.png").max() == np.asarray(images["deep.png"]).max() >> 8
+    pixels, _ = fit_image(np.arange(16.0).reshape(4, 4), (2, 2, 1))
+    assert pixels[..., 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]  # means of areas
+    for image in (np.zeros((4, 4, 5)), np.zeros(4), np.zeros((0, 4))):
+        with pytest.raises(UserError):
+            fit_image(image, (2, 2, 1))
+    with pytest.raises(UserError, match="stereo"):
+        fit_image(np.zeros((4, 4)), (2, 2, 2))
+
+
+@pytest.mark.parametrize("routing, elements", [("attention", 16), ("em", 16), ("heinsen", 16), ("none", None)])
+def test_every_routing_is_judged_with_poses_and_mapped_to_positions(tmp_path, routing, elements):
+    network, sample = write_trained(tmp_path / "mine", routing)
+    model = from_preset(tmp_path / "mine")
+    judgement = judge(model, sample["image"])
+    np.testing.assert_allclose(judgement.scores, np.array(model(sample["image"], training=False)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(judgement.shares.sum(axis=1), 1)
+    if elements is None:
+        assert judgement.poses is None
+        with pytest.raises(UserError, match="routes nothing"):
+            routing_map(model, sample["image"][0])
+        return
+    assert judgement.poses.shape == (5, 3, elements)
+    found = routing_map(model, sample["image"][0].astype("float32"))
+    assert found.shape == (*network.get_layer("relu2").output.shape[1:3], 3) and np.isfinite(found).all()
+    np.testing.assert_allclose(found.mean(axis=-1), 0, atol=1e-6)
+    assert np.ptp(found) > 0
+
+
+def test_the_command_answers_in_lines_of_json_draws_and_names_what_it_could_not_read(tmp_path):
+    images = write_images(tmp_path)
+    write_trained(tmp_path / "mine")
+    draws = importlib.util.find_spec("matplotlib") is not None  # not where the other backends are tested
+    picture = [f"--picture={tmp_path / 'drawn'}"] if draws else []
+    command = ("-m", "caps_tf.predict", f"--model={tmp_path / 'mine'}", "--format=json", *picture)
+    process = run_script(*command, *(str(tmp_path / name) for name in [*images, "broken.png"]), check=False)
+    expect_one_line(process, "1 of 6 images were left out", "broken.png")
+    answers = [json.loads(line) for line in process.stdout.splitlines()]
+    assert [answer["image"] for answer in answers] == [str(tmp_path / name) for name in images]
+    for answer in answers:
+        assert answer["class"] == max(answer["shares"], key=answer["shares"].__getitem__)
+        assert set(answer["scores"]) == set(answer["poses"]) == {"a", "b", "c"} and len(answer["poses"]["a"]) == 16
+    assert not draws or {path.name for path in (tmp_path / "drawn").iterdir()} == {f"{name}.png" for name in images}
+
+
+def test_the_command_tells_what_is_missing_in_one_line(tmp_path):
+    predict = ("-m", "caps_tf.predict")
+    expect_one_line(run_script(*predict, "--model=heinsen2019_smalnorb", "a.png", check=False), "nearest are")
+    expect_one_line(run_script(*predict, check=False), "--model=list")
