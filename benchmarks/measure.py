@@ -10,6 +10,7 @@ import time
 
 from benchmarks.process import ROOT, busy_seconds, children_seconds, forget_peak, held_mib, peak_mib
 from benchmarks.rows import Row
+from caps_tf import startup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Settings:
 def measure_in_a_process(row: Row, settings: Settings) -> dict[str, object] | None:
     """Starts `python -m benchmarks` for one row; None if that failed, with the reason on the screen."""
     task = json.dumps([dataclasses.asdict(row), dataclasses.asdict(settings)])
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "1", **os.environ}  # train_val.py's
+    environment = {**startup.ENVIRONMENT, **os.environ}
     command = [sys.executable, "-m", "benchmarks", f"--measure={task}"]
     start, busy, ours = time.monotonic(), busy_seconds(), children_seconds()
     child = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)

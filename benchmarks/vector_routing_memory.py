@@ -10,12 +10,12 @@ held before the step: with TensorFlow loaded, and input and weights in memory. I
 import argparse
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.process import ROOT, describe_machine, held_mib, peak_mib
+from caps_tf import startup
 
 HERE = Path(__file__).resolve().parent
 STEPS = 3
@@ -23,7 +23,7 @@ STEPS = 3
 
 def measure(n_inp: int, n_out: int, d_inp: int, d_out: int) -> dict:
     """Runs the steps in this process."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    startup.set_environment()
     import numpy as np
     import tensorflow as tf
 

@@ -6,13 +6,12 @@
 The sizes of the network are those of the weights. Nothing that the file may hold is run; see `caps_tf.state_dict`.
 """
 
-import os
-
 import numpy as np
 from absl import flags
 
 from caps_tf.errors import UserError
 from caps_tf.scripts import run_script
+from caps_tf.startup import start_keras
 from caps_tf.state_dict import read_state_dict
 
 
@@ -30,7 +29,7 @@ def _main(argv: list[str]) -> None:
     options = flags.FLAGS
     state = read_state_dict(options.source)
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter
+    start_keras()
     from caps_tf.pretrained import import_weights, save_model
 
     try:

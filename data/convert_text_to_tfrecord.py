@@ -8,7 +8,6 @@ Each file has a label and a sentence a line. An encoder turns a sentence into th
 layer, kept in half precision: tokens x depth x width x 2 bytes. It can be killed and started again at any time.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,7 +15,9 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before an encoder imports TensorFlow: its start-up chatter
+from caps_tf.startup import start_keras
+
+start_keras()
 
 from caps_tf.data.sentence_records import convert_text
 from caps_tf.data.text_encoders import WORDLLAMA, open_encoder

@@ -10,7 +10,6 @@ its penalty is chosen on the validation split, and the test split is judged once
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,9 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its start-up chatter
+from caps_tf.startup import start_keras
+
+start_keras()
 
 from caps_tf.data.baselines import logistic_regression, nearest_neighbours
 from caps_tf.data.datasets import SentenceDataset, open_dataset

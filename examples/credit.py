@@ -8,7 +8,6 @@ first that it judges wrongly. The test split is not read.
 """
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,9 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter
+from caps_tf.startup import start_keras
+
+start_keras()
 
 import keras
 import numpy as np

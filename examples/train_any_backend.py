@@ -22,7 +22,6 @@ Exit codes: 0 trained and tested, 1 an error, in one line, 130 interrupted.
 """
 
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
@@ -31,7 +30,6 @@ from typing import Any
 from absl import flags
 
 BEGIN = time.monotonic()
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from caps_tf.errors import UserError
@@ -39,6 +37,7 @@ from caps_tf.files import locked
 from caps_tf.presets import load_preset
 from caps_tf.run_flags import define_flags, given_flags, overruled, print_presets
 from caps_tf.scripts import run_script
+from caps_tf.startup import start_keras
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import load_params, save_params
 
@@ -109,6 +108,7 @@ def main(argv: list[str]) -> None:
         return
     config, timing = resolve()
     # Keras takes seconds to start: only once the flags are known to be good.
+    start_keras()
     from caps_tf.any_backend.data import read_images
     from caps_tf.any_backend.trainer import AnyBackendTrainer, memory_explained
     from caps_tf.processor import exact_float32, processor_of

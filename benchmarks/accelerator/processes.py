@@ -14,12 +14,12 @@ from typing import Any
 
 from benchmarks.accelerator.frame import OUT_OF_TIME, shorten
 from benchmarks.process import ROOT
+from caps_tf import startup
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _ENVIRONMENT = {
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "TF_ENABLE_ONEDNN_OPTS": "1",  # as train_val.py
+    **startup.ENVIRONMENT,
     # Memory is taken when it is needed, so that its peak is what a step needs, and the next process finds some.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",

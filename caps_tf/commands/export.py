@@ -1,6 +1,5 @@
 """Exports a run: see caps_tf/export.py."""
 
-import os
 from pathlib import Path
 
 from absl import flags
@@ -8,6 +7,7 @@ from absl import flags
 from caps_tf.errors import UserError
 from caps_tf.export import SAMPLE_SIZE, export_run
 from caps_tf.scripts import run_script
+from caps_tf.startup import start_keras
 
 flags.disclaim_key_flags()  # they belong to what is run: --help lists its own
 FLAGS = flags.FLAGS
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"say --{name}=DIR: see --help")
     if Path(FLAGS.output).exists():
         raise UserError(f"{FLAGS.output}: is there already: choose another --output, or delete it")
+    start_keras()
     from caps_tf.trained_runs import read_accuracy, read_run
     from caps_tf.weights.card import NOT_FOR, told_accuracy
 
@@ -53,7 +54,5 @@ def main(argv: list[str]) -> None:
 
 def run(usage: str | None = None) -> None:
     """python -m caps_tf.export."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     define_flags()
     run_script(main, usage or __doc__)

@@ -14,7 +14,6 @@ Exit codes: 0 all images judged, 1 an error, in one line, also where some images
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from absl import flags
 from caps_tf.data.any_image import fit_image, read_any_image
 from caps_tf.errors import UserError
 from caps_tf.scripts import run_script
+from caps_tf.startup import start_keras
 from caps_tf.weights import list_weights, load_card
 
 flags.disclaim_key_flags()  # they belong to what is run: --help lists its own
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     shape = load_card(FLAGS.model).image_shape
     if FLAGS.picture and importlib.util.find_spec("matplotlib") is None:
         raise UserError("--picture needs matplotlib: pip install matplotlib")
-    # Keras takes seconds to start: only once the flags are known to be good.
+    start_keras()
     from caps_tf.models import from_preset
     from caps_tf.predict import judge
 
@@ -116,7 +116,5 @@ def _draw(model, path: str, pixels: np.ndarray, best: np.ndarray, shares: np.nda
 
 def run() -> None:
     """caps-tf-predict and python -m caps_tf.predict."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     define_flags()
     run_script(main, __doc__, positional=True)

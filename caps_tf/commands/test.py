@@ -8,7 +8,6 @@ Network and data are those of the run, from its params.json.
 """
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from caps_tf.errors import UserError
 from caps_tf.limits import check_address_space
 from caps_tf.networks import NETWORKS
 from caps_tf.scripts import run_script
+from caps_tf.startup import start_keras
 from caps_tf.training.attack_config import ATTACKS, AttackConfig, parse_epsilons
 from caps_tf.training.config import CLUSTERS, RunConfig
 from caps_tf.training.params import load_params
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
     directory = Path(FLAGS.load_dir)
 
     check_address_space()
-    # TensorFlow takes seconds to start: only once the flags are known to be good.
+    start_keras()
     from caps_tf.evaluation.report import write_report
     from caps_tf.evaluation.robustness import attack_table
     from caps_tf.evaluation.training_log import read_log
@@ -150,9 +150,5 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """test.py and caps-tf-test."""
-    # Before TensorFlow is imported: no start-up chatter, and oneDNN's kernels on every CPU. By itself it takes them only
-    # on CPUs with instructions for neural networks.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     define_flags()
     run_script(main, __doc__)

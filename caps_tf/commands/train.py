@@ -8,7 +8,6 @@
 Exit codes: 0 trained to the end, 1 an error, in one line, 130 interrupted, 143 stopped by SIGTERM after saving.
 """
 
-import os
 import shutil
 import sys
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from caps_tf.presets import load_preset
 from caps_tf.run_flags import define_flags as define_run_flags
 from caps_tf.run_flags import overruled, print_presets
 from caps_tf.scripts import how_to_call, run_script
+from caps_tf.startup import start_keras
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import load_params, save_params
 from caps_tf.weights import find_weights
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
     train_directory = directory / "train"
 
     check_address_space()
-    # TensorFlow takes seconds to start: only once the flags are known to be good.
+    start_keras()
     import keras
 
     from caps_tf.processor import processor_of
@@ -152,9 +152,5 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """train_val.py and caps-tf-train."""
-    # Before TensorFlow is imported: no start-up chatter, and oneDNN's kernels on every CPU. By itself it takes them only
-    # on CPUs with instructions for neural networks.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     define_flags()
     run_script(main, __doc__)
