@@ -220,7 +220,8 @@ RESOLVE = """
 import dataclasses, json, runpy, sys
 from absl import flags
 flags.DEFINE_string("script", None, "")
-script = runpy.run_path(sys.argv[1])
+from caps_tf.commands import train
+script = vars(train) if sys.argv[1] == "train_val.py" else runpy.run_path(sys.argv[1])
 script["define_flags"]()
 flags.FLAGS(sys.argv[1:])
 found = script["resolve_config"]() if "resolve_config" in script else script["resolve"]()[0]

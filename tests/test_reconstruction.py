@@ -73,7 +73,7 @@ def test_an_examples_squared_error_is_added_to_its_loss(name, options):
     np.testing.assert_allclose(float(result.reconstruction), error, rtol=1e-4)
     np.testing.assert_allclose(float(result.loss), float(loss), rtol=1e-4)
     for variable, value in zip(variables, wanted, strict=True):
-        np.testing.assert_allclose(np.asarray(variable), value, rtol=1e-3, atol=1e-4, err_msg=variable.path)
+        np.testing.assert_allclose(np.asarray(variable), value, rtol=1e-3, atol=3e-4 * max(1.0, np.abs(value).max()), err_msg=variable.path)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_examples_squared_error_is_added_to_its_loss(name, options):
 )
 def test_a_network_without_class_capsules_or_images_is_refused(name, options):
     config = tiny_config(name, reconstruction=0.1, **options)
-    with refused(name, "`reconstruction`", "matrix_capsules, heinsen_norb, attention or"):
+    with refused(name, "leave out `reconstruction`", "matrix_capsules", "capsnet"):
         make_decoder(config, tiny_run_model(name, **options))
 
 

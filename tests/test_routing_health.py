@@ -100,7 +100,8 @@ def test_a_trace_of_em_routing_ends_with_the_layers_output_and_explains_it(kind)
     make = {"conv": lambda: EMConvCapsules(4, 3, 2, **options), "class": lambda: EMClassCapsules(4, **options)}
     layer, children = make[kind](), capsules(np.random.default_rng(0), 5, 5, 3)
     poses, activations = map(np.array, layer(children))
-    steps, active, _ = trace = layer.routing_trace(children)
+    trace = layer.routing_trace(children)
+    steps, active = trace.steps, trace.child_activations
     last = steps[-1]
     np.testing.assert_allclose(np.array(last.parents).ravel(), poses.ravel(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.array(last.activations).ravel(), activations.ravel(), rtol=1e-4)
