@@ -11,7 +11,18 @@ import importlib
 from types import ModuleType
 
 __version__ = "0.1.0"
-__all__ = ["initializers", "layers", "losses", "models", "networks", "optimizers", "presets", "routing", "weights"]
+__all__ = [
+    "attacks",
+    "initializers",
+    "layers",
+    "losses",
+    "models",
+    "networks",
+    "optimizers",
+    "presets",
+    "routing",
+    "weights",
+]
 
 
 def __getattr__(name: str) -> ModuleType:
