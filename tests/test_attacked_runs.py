@@ -172,12 +172,12 @@ def test_epsilon_0_is_the_plain_accuracy_and_more_of_it_leaves_less(tested, whit
     assert plain > 0.5
     assert white[0].accuracy == plain and white[0].num_examples == 300 and white[0].success is None
     assert white[1].accuracy < plain - 0.2
-    targeted = attacked(tested, target="all")
-    # Each image once for each of the four other classes.
-    assert targeted[0].accuracy == pytest.approx(plain, abs=1e-12) and targeted[0].num_examples == 1200
+    targeted = attacked(tested, target="all", examples=64)
+    # One batch, each image once for each of the four other classes.
+    assert targeted[0].num_examples == 256 and abs(targeted[0].accuracy - plain) < 0.1
     assert targeted[1].success > targeted[0].success + 0.05
-    [one] = attacked(tested, epsilons=(0.2,), target="truck", examples=100)
-    assert 100 < one.num_examples < 150 and one.success > targeted[0].success
+    [one] = attacked(tested, epsilons=(0.2,), target="truck", examples=64)
+    assert 40 < one.num_examples < 64 and one.success > targeted[0].success
 
 
 def test_a_black_box_follows_the_other_networks_gradient(tested, runs, white):
