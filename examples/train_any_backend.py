@@ -86,9 +86,10 @@ def resolve() -> tuple[RunConfig, dict[str, Any]]:
     for option in dataclasses.fields(RunConfig):
         if option.name in OTHERS and getattr(config, option.name) != option.default:
             of_preset = "" if option.name in given_flags() else f", of --preset={config.preset},"
+            default = str(option.default).lower().removesuffix(".0")
             raise UserError(
                 f"--{option.name}{of_preset} is for train_val.py; here {OTHERS[option.name]}: set "
-                f"--{option.name}={str(option.default).lower()}"
+                f"--{option.name}={default}"
             )
     return dataclasses.replace(config, dataset=str(find_data(config))), timing
 

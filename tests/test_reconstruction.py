@@ -90,10 +90,10 @@ def test_weights_below_zero_and_runs_on_other_backends_are_refused():
         RunConfig(reconstruction=-0.1)
     script, output = "examples/train_any_backend.py", "--output=nowhere"
     for flags, words in (
-        (["--reconstruction=0.1"], ["--reconstruction is for train_val.py", "no decoder", "set --reconstruction=0.0"]),
+        (["--reconstruction=0.1"], ["--reconstruction is for train_val.py", "no decoder", "set --reconstruction=0"]),
         (
             ["--preset=sabour2017_mnist"],
-            ["--reconstruction, of --preset=sabour2017_mnist,", "set --reconstruction=0.0"],
+            ["--reconstruction, of --preset=sabour2017_mnist,", "set --reconstruction=0"],
         ),
         (["--protocol=affine"], ["--protocol is for train_val.py; here images", "set --protocol="]),
     ):
