@@ -153,7 +153,7 @@ def _where() -> Result:
 
 
 def figures(report: dict) -> Result:
-    """What a report of test.py says of sizes and accuracies; without the viewpoint protocol all views are familiar."""
+    """What a report of test.py says of sizes and accuracies; without novel viewpoints or images all are familiar."""
     parts, details = report["parts"], report["details"]
     familiar, novel = parts.get("familiar") or parts["test"], parts.get("novel", {})
     found = {
@@ -201,7 +201,7 @@ def table(lines: Sequence[Result]) -> str:
     rows: dict[tuple[str, ...], list[Result]] = {}
     for line in lines:
         rows.setdefault(_key(line)[:-1], []).append(line)
-    heading = ("data", "preset", "parameters", "test accuracy", "on novel views", "seeds", "minutes", "command")
+    heading = ("data", "preset", "parameters", "test accuracy", "novel", "seeds", "minutes", "command")
     machines, dates = (sorted({line[name] for line in lines}) for name in ("machine", "date"))
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
     return (
@@ -240,30 +240,56 @@ def _row(lines: Sequence[Result]) -> list[str]:
 def best_table(lines: Sequence[Result]) -> str:
     """The best network of capsules and the best without, of each data set and protocol, as Markdown.
 
-    The best is the one with the highest mean accuracy, on novel views where there are any.
+    The best is the one with the highest mean accuracy, on what is novel where anything is.
     """
-    tasks: dict[tuple[str, ...], dict[bool, dict[str, list[Result]]]] = {}
+    tasks: dict[str, dict[bool, dict[str, list[Result]]]] = {}
     for line in lines:
-        viewpoints = [flag.partition("=")[2] for flag in shlex.split(line["flags"]) if flag.startswith("--viewpoints")]
-        kinds = tasks.setdefault((line["data"], *viewpoints), {True: {}, False: {}})
-        kinds[has_capsules(line["preset"])].setdefault(line["preset"] + line["flags"], []).append(line)
-    rows = []
-    for (data, *viewpoints), kinds in tasks.items():
-        bests = [max(kinds[capsules].values(), key=_mean, default=[]) for capsules in (True, False)]
-        rows.append([", ".join((data, *(f"novel {each}" for each in viewpoints))), *map(_best_cell, bests)])
+        kinds = tasks.setdefault(task_of(line), {True: {}, False: {}})
+        kinds[has_capsules(line["preset"], line["flags"])].setdefault(line["preset"] + line["flags"], []).append(line)
+    rows = [
+        [task, *(_best_cell(max(kinds[capsules].values(), key=_mean, default=[])) for capsules in (True, False))]
+        for task, kinds in tasks.items()
+    ]
     return results.markdown(("test accuracy", "capsules", "without capsules"), rows)
 
 
-def has_capsules(preset: str) -> bool:
-    """Whether a preset's network routes capsules.
+def task_of(line: Result) -> str:
+    """What a run was asked: its data, and its viewpoints or its protocol.
+
+    Example:
+        >>> [task_of({"data": "toys", "preset": "demo", "flags": flags}) for flags in ("", "--viewpoints=azimuth")]
+        ['toys', 'toys, novel azimuth']
+        >>> task_of({"data": "digits", "preset": "demo", "flags": "--epoch=2 --protocol affine"})
+        'digits, protocol affine'
+    """
+    flags = _flags_of(line["preset"], line["flags"])
+    kinds = ((text, flags.get(name)) for name, text in (("viewpoints", "novel"), ("protocol", "protocol")))
+    return ", ".join([line["data"], *(f"{text} {value}" for text, value in kinds if value)])
+
+
+def _flags_of(preset: str, given: str) -> dict[str, str]:
+    """A preset's flags, and in their place those that are given beside it: "--name=value" or "--name value"."""
+    flags = {} if preset == PLAIN else {name: str(value) for name, value in load_preset(preset).flags.items()}
+    words = shlex.split(given)
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        if word.startswith("-"):
+            name, sign, value = word.lstrip("-").partition("=")
+            flags[name] = value if sign else following
+    return flags
+
+
+def has_capsules(preset: str, given: str = "") -> bool:
+    """Whether a preset's network, with the flags given beside it, routes capsules.
 
     Example:
         >>> [has_capsules(name) for name in ("demo", "norb_average", "demo_cnn", "plain_classifiers")]
         [True, False, False, False]
+        >>> has_capsules("demo", "--routing=none")
+        False
     """
     if preset == PLAIN:
         return False
-    flags = load_preset(preset).flags
+    flags = _flags_of(preset, given)
     network = flags.get("network", RunConfig.network)
     return NETWORKS[network].routes and not (network == "conv_capsules" and flags.get("routing") == "none")
 

@@ -7,7 +7,7 @@ A name of --networks is a routing of conv_capsules (em, ..., none for the same c
 network of train_val.py; all is every routing and the CNN baseline. All of them get the images, the augmentation, the batches
 and the schedule of --preset, the routings its convolutions too. First each trains --epochs epochs, seed by seed; what it
 took on average says how many epochs fit into --minutes of training, and these are trained from the start, with a schedule of
-their own length. Start, compilation and validation are not counted as training.
+their own length; seeds that are added later get as many. Start, compilation and validation are not counted as training.
 
 One line a run goes to benchmarks/compare.csv: the accuracy that test.py finds with the last checkpoint, images/s, and the
 accuracy on held-out training images after each epoch, which the picture shows. What is there already is not run again. Run it
@@ -126,12 +126,20 @@ class Comparison:
         failed = 0
         for name in self._flags:
             failed += self._seeds(name, f"{self._epochs} epochs", self._epochs)
-            measured = self._lines(network=name, budget=f"{self._epochs} epochs")
-            if self._arguments.minutes and measured:
-                seconds_an_epoch = statistics.mean(float(line["train_seconds"]) / self._epochs for line in measured)
-                epochs = max(1, round(60 * self._arguments.minutes / seconds_an_epoch))
-                failed += self._seeds(name, f"{self._arguments.minutes:g} minutes", epochs)
+            budget = f"{self._arguments.minutes:g} minutes"
+            epochs = self._epochs_within(name, budget) if self._arguments.minutes else 0
+            if epochs:
+                failed += self._seeds(name, budget, epochs)
         return failed
+
+    def _epochs_within(self, name: str, budget: str) -> int:
+        """How many epochs a time is for a network: as many as its other seeds have had; 0 where nothing is known."""
+        if same := self._lines(network=name, budget=budget):
+            return int(same[0]["epochs"])
+        if not (measured := self._lines(network=name, budget=f"{self._epochs} epochs")):
+            return 0
+        seconds_an_epoch = statistics.mean(float(line["train_seconds"]) / self._epochs for line in measured)
+        return max(1, round(60 * self._arguments.minutes / seconds_an_epoch))
 
     def _lines(self, **wanted: str) -> list[Result]:
         wanted |= self._about

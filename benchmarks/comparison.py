@@ -47,7 +47,7 @@ def _table_of(lines: Sequence[Result]) -> str:
     has_novel = bool(first["novel"])
     heading = ["network", "parameters", "images/s", "peak MiB"]
     for budget in budgets:
-        heading += [f"{budget}: accuracy", *(["on novel views"] if has_novel else []), "epochs, seconds", "seeds"]
+        heading += [f"{budget}: accuracy", *(["novel"] if has_novel else []), "epochs, seconds", "seeds"]
     rows = []
     for name, of_network in _grouped(lines, ("network",)).items():
         row = [_NAMES.get(*name, *name), f"{int(of_network[0]['parameters']):,}"]
@@ -82,7 +82,7 @@ def _figures(lines: Sequence[Result], has_novel: bool) -> list[str]:
 def draw(lines: Sequence[Result]) -> Figure:
     """A panel for each data set: accuracy on held-out training images over seconds of training, mean over seeds.
 
-    Of each network the runs that all have the same time where there are any, else those of the same steps.
+    Of each network the runs of one budget: of the longest time where there is any, else of the most steps.
     """
     panels = _grouped(lines, ("data", "preset", "flags"))
     figure = new_figure(5.5 * len(panels), 4.2)
@@ -94,7 +94,7 @@ def draw(lines: Sequence[Result]) -> Figure:
     for place, ((data, *_), of_data) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
         for (name,), runs in _grouped(of_data, ("network",)).items():
-            runs = [run for run in runs if run["budget"].endswith("minutes")] or runs
+            runs = _of_one_budget(runs)
             seconds, accuracies = _mean_curve([run["curve"] for run in runs if run["curve"]])
             axes.plot(seconds, accuracies, label=_NAMES.get(name, name), linewidth=1.6, **looks[name])
         style_axes(axes, "seconds of training", "accuracy on held-out images, %", data)
@@ -102,6 +102,12 @@ def draw(lines: Sequence[Result]) -> Figure:
         if place == len(panels):
             add_legend(axes, loc="lower right")
     return figure
+
+
+def _of_one_budget(lines: Sequence[Result]) -> list[Result]:
+    budgets = {line["budget"] for line in lines}
+    longest = max(budgets, key=lambda budget: (budget.endswith("minutes"), float(budget.split()[0])))
+    return [line for line in lines if line["budget"] == longest]
 
 
 def _mean_curve(curves: Sequence[str]) -> tuple[list[float], list[float]]:

@@ -8,7 +8,7 @@ import numpy as np
 import caps_tf.networks
 from caps_tf import models
 from caps_tf.layers import HeinsenRouting, HeinsenVectorRouting
-from caps_tf.losses import spread_loss
+from caps_tf.losses import margin_loss, spread_loss
 
 WEIGHT_REG = 2e-7  # train_val.py's default
 
@@ -42,9 +42,8 @@ def cross_entropy_of_probabilities(labels, scores):
 def own_loss(network: str):
     """The loss that train_val.py takes for a network by itself."""
     entry = caps_tf.networks.NETWORKS[network]
-    if entry.loss == "spread":
-        return spread
-    return cross_entropy if entry.logits else cross_entropy_of_probabilities
+    of_entropy = cross_entropy if entry.logits else cross_entropy_of_probabilities
+    return {"spread": spread, "margin": margin_loss, "cross_entropy": of_entropy}[entry.loss]
 
 
 def matrix_capsules(iterations: int, image_size: int = 32, dtype: str | None = None, **sizes: int) -> Network:

@@ -45,20 +45,20 @@ DATA = flags.DEFINE_string("data", None, "directory of images, IDX files or .mat
 OUTPUT = flags.DEFINE_string("output", None, "directory of the run: log, state, network")
 MINUTES = flags.DEFINE_float("minutes", None, "train for that long, with the schedules stretched to it", lower_bound=0)
 
-OTHERS = (
-    "protocol",
-    "num_gpus",
-    "cluster",
-    "name",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "routing_gauges",
-    "profile",
-    "check_memory",
-    "reconstruction",
-)
-"""Flags of train_val.py that mean nothing here."""
+OTHERS = {
+    "protocol": "images are as they are in the data",
+    "num_gpus": "one device trains",
+    "cluster": "one device trains",
+    "name": "a run is called by its --output",
+    "log_every": "the log has a line an epoch",
+    "checkpoint_every": "the state is saved at the end of epochs",
+    "keep_checkpoints": "only the last state is kept",
+    "routing_gauges": "there are no gauges",
+    "profile": "there is no profiler",
+    "check_memory": "memory is not checked",
+    "reconstruction": "there is no decoder",
+}
+"""Flags of train_val.py that mean nothing here, and why."""
 _DECIDE_WHAT_A_STEP_IS = ("batch_size", "val_prop", "val_instances", "viewpoints", "seed")
 """With another value a run that goes on would not know where it stands."""
 
@@ -85,7 +85,12 @@ def resolve() -> tuple[RunConfig, dict[str, Any]]:
     config = overruled(params)
     for option in dataclasses.fields(RunConfig):
         if option.name in OTHERS and getattr(config, option.name) != option.default:
-            raise UserError(f"--{option.name} is for train_val.py; here one device trains, and logs once an epoch")
+            of_preset = "" if option.name in given_flags() else f", of --preset={config.preset},"
+            default = str(option.default).lower().removesuffix(".0")
+            raise UserError(
+                f"--{option.name}{of_preset} is for train_val.py; here {OTHERS[option.name]}: set "
+                f"--{option.name}={default}"
+            )
     return dataclasses.replace(config, dataset=str(find_data(config))), timing
 
 

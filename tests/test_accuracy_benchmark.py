@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -206,9 +207,20 @@ def test_the_best_of_each_kind_are_those_with_the_highest_mean_on_novel_views_wh
         line(preset="demo", familiar="0.9", novel="0.1", **views),
         line(preset="norb_em", familiar="0.2", novel="0.3", **views),
     ]
+    # Of a preset whose flags name no protocol; the flag may be written in two ways, and another one says another thing.
+    for flags, familiar, novel in (("--protocol=affine", "0.9", "0.35"), ("--protocol overlap", "0.25", "")):
+        lines.append(line(preset="demo", flags=flags, familiar=familiar, novel=novel))
     table = accuracy.best_table(lines)
+    assert "| toys, protocol affine | 35.0 % (`demo`, one seed) |  |" in table
+    assert "| toys, protocol overlap | 25.0 % (`demo`, one seed) |  |" in table
     assert "| toys | 60.0 ± 14.1 % (`demo`) | 40.0 % (`demo_cnn`, one seed) |" in table
     assert "| toys, novel azimuth | 30.0 % (`norb_em`, one seed) |  |" in table
+
+
+def test_the_task_of_a_run_is_also_what_its_preset_says(monkeypatch):
+    monkeypatch.setattr(accuracy, "load_preset", lambda _: types.SimpleNamespace(flags={"viewpoints": "azimuth"}))
+    assert accuracy.task_of(line()) == "toys, novel azimuth"
+    assert accuracy.task_of(line(flags="--viewpoints= --protocol=affine")) == "toys, protocol affine"
 
 
 def test_the_readme_is_a_front_page():

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from benchmarks import growth, results
 from benchmarks.measure import Settings, measure_task
-from benchmarks.networks import NETWORKS, heinsen_routing, random_batch, vector_routing
+from benchmarks.networks import NETWORKS, cross_entropy, heinsen_routing, own_loss, random_batch, spread, vector_routing
 from benchmarks.rows import NETWORK_ROWS, ROWS, Figures, Row
 from benchmarks.steps import make_step
+from caps_tf.losses import margin_loss
 from tests.small_norb import ROOT
 
 SIZES = {"n_inp": 5, "n_out": 3, "d_inp": 4, "d_out": 4}
@@ -166,3 +167,11 @@ def test_growth_is_drawn_from_what_was_measured(tmp_path):
     source.write_text("\n".join([header, values.format(1), values.format(2)]) + "\n")
     growth.draw(source, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_network_is_measured_with_the_loss_that_it_was_published_with():
+    assert [own_loss(name) for name in ("capsnet", "matrix_capsules", "attention")] == [
+        margin_loss,
+        spread,
+        cross_entropy,
+    ]

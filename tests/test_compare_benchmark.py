@@ -91,6 +91,35 @@ def test_the_table_has_a_row_for_each_network_with_its_budgets_side_by_side():
     assert "| none: their average | 24,434 | 300 | 900 | 80.0 % | 2, 9 | 1 |  |  |  |" in text
 
 
+def test_two_budgets_of_a_kind_are_columns_of_the_table_and_the_longest_is_drawn():
+    long, short = "1.0:0.2 2.0:0.3 3.0:0.4 4.0:0.5", "1.0:0.2 2.0:0.4"
+    lines = [
+        line(budget=f"{number} epochs", epochs=number, curve=curve) for number, curve in (("4", long), ("2", short))
+    ]
+    assert comparison.draw(lines).axes[0].lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+    assert "4 epochs: accuracy" in comparison.table(lines) and "2 epochs: accuracy" in comparison.table(lines)
+    # Of times too, and these go before steps; 10 minutes are longer than 9.
+    lines += [line(budget="10 minutes", epochs="2", curve=short), line(budget="9 minutes", epochs="4", curve=long)]
+    assert comparison.draw(lines).axes[0].lines[0].get_xdata().tolist() == [1, 2]
+
+
+def test_a_seed_that_is_added_later_trains_as_many_epochs_as_the_others_had_in_that_time(tmp_path, monkeypatch):
+    output, trained = tmp_path / "compare.csv", []
+
+    def train_and_test(_, name, epochs, seed):
+        trained.append((seed, epochs))
+        return {**line(), "epochs": str(epochs), "train_seconds": str((1 + seed) * epochs)}
+
+    monkeypatch.setattr(compare.Comparison, "_train_and_test", train_and_test)
+    for seeds in (1, 2):
+        flags = ["--networks=em", "--epochs=2", "--minutes=0.2", f"--seeds={seeds}", f"--output={output}"]
+        monkeypatch.setattr(sys, "argv", ["compare", *flags])
+        assert compare.Comparison(compare.parse_arguments()).run() == 0
+    # 12 seconds: 12 epochs of the first seed's one second. The second's two seconds do not change that.
+    assert trained == [(0, 2), (0, 12), (1, 2), (1, 12)]
+    assert "12, 18" in comparison.table(results.read(output))
+
+
 def test_novel_views_have_a_column_of_their_own():
     assert "| 70.0 % | 40.0 % | 2, 9 | 1 |" in comparison.table([line(novel="0.4", novel_images="100")])
 

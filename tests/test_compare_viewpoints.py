@@ -42,7 +42,7 @@ def test_novel_accuracy_is_interpolated_where_familiar_accuracy_is_first_reached
     assert at_familiar(run, 0.6) == ("cnn", 20, 0.6, 0.5)
     assert at_familiar(run, 0.7) == ("cnn", pytest.approx(36.666666667), 0.7, pytest.approx(0.433333333))
     assert at_familiar(run, 0.2) == run[0]  # unmatched: no checkpoint is as weak
-    with pytest.raises(UserError, match="a run of cnn reaches 80.0% on familiar viewpoints, not 90.0%"):
+    with pytest.raises(UserError, match="a run of cnn reaches a familiar accuracy of 80.0%, not 90.0%"):
         at_familiar(run, 0.9)
 
 
@@ -108,7 +108,7 @@ def test_the_script_prints_the_table_and_draws_the_picture(tmp_path):
     out_of_reach = run_script(
         "examples/compare_viewpoints.py", f"--runs={first},{second}", "--familiar=0.65", check=False
     )
-    expect_one_line(out_of_reach, "reaches 60.0% on familiar viewpoints, not 65.0%")
+    expect_one_line(out_of_reach, "reaches a familiar accuracy of 60.0%, not 65.0%")
 
 
 def test_a_network_is_called_by_its_preset_unless_flags_beside_it_differ(tmp_path):
@@ -117,7 +117,7 @@ def test_a_network_is_called_by_its_preset_unless_flags_beside_it_differ(tmp_pat
     runs = [write_run(tmp_path / str(number), shares, **each) for number, each in enumerate(parameters)]
     names = list(read_networks(runs))
     assert names[0] == "a" and list(read_networks(runs[:2])) == ["a", "b"]
-    assert names[1:] == [f"cnn_baseline (preset={preset}, C={C})" for preset, C in (("b", 2), ("b", 3), ("", 4))]
+    assert names[1:] == [f"cnn_baseline (C={C}, preset={preset})" for preset, C in (("b", 2), ("b", 3), ("", 4))]
 
 
 def test_a_run_tested_before_iterations_had_one_name_is_of_the_same_network(tmp_path):
@@ -130,3 +130,21 @@ def test_a_run_tested_before_iterations_had_one_name_is_of_the_same_network(tmp_
     runs = [write_run(tmp_path / str(number), shares, **each) for number, each in enumerate(parameters)]
     networks = read_networks(runs)
     assert [len(group) for group in networks.values()] == [2, 1]
+
+
+def test_a_run_tested_before_a_parameter_existed_is_of_the_same_network_as_one_with_its_default(tmp_path):
+    now = {"protocol": "", "channels": 256, "capsule_layers": 1, "reconstruction": 0.0, "init_from": ""}
+    parameters = [{"seed": 0}, {**now, "seed": 1, "routing_gauges": True}, {**now, "reconstruction": 0.1}]
+    runs = [write_run(tmp_path / str(number), [(0.5, 0.4)], **each) for number, each in enumerate(parameters)]
+    found = {name: len(group) for name, group in read_networks(runs).items()}
+    assert found == {"cnn_baseline (reconstruction=0.0)": 2, "cnn_baseline (reconstruction=0.1)": 1}
+
+
+def test_runs_of_a_protocol_are_labelled_so(tmp_path):
+    parameters = [
+        {"preset": "demo_cnn", "viewpoints": "azimuth"},
+        {"preset": "demo", "network": "conv_capsules", "protocol": "affine"},
+        {"preset": "", "network": "matrix_capsules", "protocol": "affine"},
+    ]
+    runs = [write_run(tmp_path / str(number), [(0.5, 0.4)], **each) for number, each in enumerate(parameters)]
+    assert list(read_networks(runs)) == ["demo_cnn", "demo (protocol=affine)", "matrix_capsules (protocol=affine)"]

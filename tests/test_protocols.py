@@ -244,8 +244,24 @@ def test_losses_of_two_classes():
     rows = np.arange(5)
     expected = -(logs[rows, label] + logs[rows, label2]) / 2
     np.testing.assert_allclose(make_loss(config)(tf.constant(target), tf.constant(scores), 0.5), expected, rtol=1e-5)
-    right = are_right(scores, label, label2)
-    np.testing.assert_array_equal(_are_correct(Labels(label, tf.constant(target), label2), tf.constant(scores)), right)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_of_equal_scores_the_first_counts_in_training_and_in_the_test(jit_compile):
+    scores = np.float32(
+        [[3, 2, 2, 1], [3, 2, 2, 1], [2, 2, 2, 2], [2, 2, 2, 2], [1, 3, 0, 3], [1, 3, 0, 3], [2, 1, 2, 0]]
+    )
+    label, label2 = np.array([0, 2, 1, 3, 3, 1, 0]), np.array([1, 0, 0, 1, 1, 0, 2])
+    target = np.zeros((7, 4), np.float32)
+    np.put_along_axis(target, np.stack([label, label2], 1), 1.0, axis=1)
+    count = tf.function(_are_correct, jit_compile=jit_compile)
+    for labels, expected in (
+        ((label, None, None), [1, 0, 0, 0, 0, 1, 1]),
+        ((label, tf.constant(target), label2), [1, 0, 1, 0, 1, 0, 1]),
+    ):
+        assert are_right(scores, label, labels[2]).tolist() == list(map(bool, expected))
+        found = count(Labels(*(None if each is None else tf.constant(each) for each in labels)), tf.constant(scores))
+        assert found.numpy().tolist() == list(map(bool, expected))
 
 
 def test_the_report_of_pairs_counts_answers_that_name_both(tmp_path):

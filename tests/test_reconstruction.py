@@ -88,10 +88,16 @@ def test_a_network_without_class_capsules_or_images_is_refused(name, options):
 def test_weights_below_zero_and_runs_on_other_backends_are_refused():
     with refused("reconstruction must not be negative"):
         RunConfig(reconstruction=-0.1)
-    flags = ("--output=nowhere", "--reconstruction=0.1")
-    expect_one_line(
-        run_script("examples/train_any_backend.py", *flags, check=False), "--reconstruction is for train_val.py"
-    )
+    script, output = "examples/train_any_backend.py", "--output=nowhere"
+    for flags, words in (
+        (["--reconstruction=0.1"], ["--reconstruction is for train_val.py", "no decoder", "set --reconstruction=0"]),
+        (
+            ["--preset=sabour2017_mnist"],
+            ["--reconstruction, of --preset=sabour2017_mnist,", "set --reconstruction=0"],
+        ),
+        (["--protocol=affine"], ["--protocol is for train_val.py; here images", "set --protocol="]),
+    ):
+        expect_one_line(run_script(script, output, *flags, check=False), *words)
 
 
 @pytest.fixture(scope="module")

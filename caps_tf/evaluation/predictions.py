@@ -26,6 +26,8 @@ def factor_label(name: str, value: int) -> str:
 def are_right(scores: np.ndarray, label: np.ndarray, label2: np.ndarray | None = None) -> np.ndarray:
     """Whether the class of the highest score is the true one; where two are true, whether the two highest are theirs.
 
+    Of equal scores the first counts as the highest.
+
     Args:
         scores: [n, classes].
         label: [n] int.

@@ -6,6 +6,7 @@ run's novel accuracy is interpolated, between the two checkpoints around the mom
 accuracy that all runs reach.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from matplotlib.ticker import PercentFormatter
 from caps_tf.errors import UserError
 from caps_tf.evaluation.style import COLORS, FAINT, add_legend, new_figure, style_axes
 from caps_tf.networks import NETWORKS
+from caps_tf.training.config import RunConfig
 from caps_tf.training.params import current_names
 
 PathLike = str | os.PathLike[str]
@@ -26,8 +28,9 @@ PathLike = str | os.PathLike[str]
 # What may differ between runs of one network: who they are and where, not what they learn.
 _NOT_THE_NETWORK = {
     *("checkpoint", "step", "seed", "name", "storage", "data_dir", "num_gpus", "cluster", "jit_compile", "votes_mib"),
-    *("check_memory", "log_every", "checkpoint_every", "keep_checkpoints", "profile"),
+    *("check_memory", "log_every", "checkpoint_every", "keep_checkpoints", "routing_gauges", "profile"),
 }
+_DEFAULTS = {option.name: option.default for option in dataclasses.fields(RunConfig)}
 _GRID = 101
 
 
@@ -37,7 +40,7 @@ class ViewpointResult(NamedTuple):
     Attributes:
         network: name of the architecture.
         step: training step of the checkpoint; between two, where it is interpolated.
-        familiar: share of right answers on viewpoints like those trained on.
+        familiar: share of right answers on viewpoints (or images, of a protocol) like those trained on.
         novel: share of right answers on all others.
     """
 
@@ -69,9 +72,10 @@ def read_results(run: PathLike) -> list[ViewpointResult]:
 def read_networks(runs: Iterable[PathLike]) -> dict[str, list[Run]]:
     """Reads several runs, and puts those of one network together.
 
-    Runs are of one network where all parameters but the seed, names, places and devices agree. A network is called by
-    its preset, if it has one of its own, or by its architecture; if several groups share an architecture, their
-    names say in which parameters they differ.
+    Runs are of one network where all parameters but the seed, names, places and devices agree; one that a report of
+    earlier code does not hold had what is the default today. A network is called by its preset, if it has one of its
+    own, or by its architecture; if several groups share an architecture, their names say in which parameters they
+    differ, and a protocol is named in any case: what is novel there are no viewpoints.
 
     Args:
         runs: directories, as `read_results` takes them.
@@ -89,7 +93,7 @@ def read_networks(runs: Iterable[PathLike]) -> dict[str, list[Run]]:
             raise UserError(f"{run}: is given twice: drop one")
         seen.add(Path(run).resolve())
         reports = _reports(run)
-        parameters = current_names(reports[0]["details"])
+        parameters = _DEFAULTS | current_names(reports[0]["details"])
         parameters = {key: value for key, value in parameters.items() if key not in _NOT_THE_NETWORK}
         if not parameters.get("iter_routing") and parameters["network"] in NETWORKS:
             parameters["iter_routing"] = NETWORKS[parameters["network"]].iterations
@@ -101,13 +105,16 @@ def read_networks(runs: Iterable[PathLike]) -> dict[str, list[Run]]:
 
 def _name(parameters: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     """The preset, where no other group has it; else the architecture, and in what groups of the same one differ."""
-    preset = parameters.get("preset")
-    if preset and sum(other.get("preset") == preset for other in others) == 1:
-        return preset
-    same = [other for other in others if other["network"] == parameters["network"]]
-    differing = [key for key in parameters if any(other.get(key) != parameters[key] for other in same)]
+    name = preset = parameters["preset"]
+    differing = []
+    if not preset or sum(other["preset"] == preset for other in others) > 1:
+        name = parameters["network"]
+        same = [other for other in others if other["network"] == name]
+        differing = [key for key in parameters if any(other.get(key) != parameters[key] for other in same)]
+    if parameters["protocol"] and "protocol" not in differing:
+        differing.append("protocol")
     values = ", ".join(f"{key}={parameters[key]}" for key in differing)
-    return f"{parameters['network']} ({values})" if values else parameters["network"]
+    return f"{name} ({values})" if values else name
 
 
 def _reports(run: PathLike) -> list[dict[str, Any]]:
@@ -166,7 +173,7 @@ def at_familiar(run: Run, familiar: float) -> ViewpointResult:
     if index is None:
         best = max(result.familiar for result in run)
         raise UserError(
-            f"a run of {run[0].network} reaches {best:.1%} on familiar viewpoints, not {familiar:.1%}: "
+            f"a run of {run[0].network} reaches a familiar accuracy of {best:.1%}, not {familiar:.1%}: "
             "lower the familiar accuracy to match, or leave that run out"
         )
     if index == 0:
@@ -228,10 +235,10 @@ def comparison_figure(networks: Mapping[str, Sequence[Run]], familiar: float | N
     Example:
         >>> run = [ViewpointResult("cnn", 10, 0.5, 0.4), ViewpointResult("cnn", 20, 0.7, 0.5)]
         >>> comparison_figure({"cnn": [run]}).axes[0].get_xlabel()
-        'accuracy on familiar viewpoints'
+        'familiar accuracy'
     """
     familiar = _target(networks, familiar)
-    figure = new_figure(6.4, 4.8, "Novel against familiar viewpoints")
+    figure = new_figure(6.4, 4.8, "Novel against familiar accuracy")
     axes = figure.subplots()
     for number, (name, runs) in enumerate(networks.items()):
         color = COLORS[number % len(COLORS)]
@@ -248,7 +255,7 @@ def comparison_figure(networks: Mapping[str, Sequence[Run]], familiar: float | N
         x, y = matched.mean(axis=0)
         axes.errorbar(x, y, yerr=spread, color=color, marker="D", markersize=6, capsize=4, linewidth=1.6)
     axes.axvline(familiar, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=f"matched at {100 * familiar:.1f} %")
-    style_axes(axes, "accuracy on familiar viewpoints", "accuracy on novel viewpoints")
+    style_axes(axes, "familiar accuracy", "novel accuracy")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     add_legend(axes, loc="upper left")

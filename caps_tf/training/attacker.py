@@ -5,6 +5,7 @@ normalised by their own mean and deviation, an attack changes these as well, and
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,8 @@ from caps_tf.training.tester import Tester
 MARGIN = 1.0
 """Of the spread loss that is attacked: the most by which one class can be ahead. With the margin of training, the gradient
 of an image that is right by more would be zero, and nothing would be attacked."""
+_WITHOUT_SLACK = {"present": 1.0, "absent": 0.0}
+"""m+ and m- of the margin loss that is attacked, for the same reason: lengths of 0.95 and 0.05 cost nothing in training."""
 
 ImageGradient = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """What a network reads of images, [b, h, w, c], the images [b, H, W, c] that it is the middle of, and labels [b], to the
@@ -139,7 +142,7 @@ def open_attacker(
             other images.
     """
     attack.targets(data.class_names)
-    victim = source = Judge(tester.model, make_loss(config), image_preprocessing(config), config.uses_xla)
+    victim = source = Judge(tester.model, make_attacked_loss(config), image_preprocessing(config), config.uses_xla)
     if attack.source:
         other = _source_config(config, attack.source)
         preprocessing = image_preprocessing(other)
@@ -147,9 +150,21 @@ def open_attacker(
         checkpoints = find_checkpoints(Path(attack.source, "train", "checkpoints"), "latest")
         restored = Tester(other, data.input_shapes, data.class_names, strategy)
         restored.restore(checkpoints[0])
-        source = Judge(restored.model, make_loss(other), preprocessing, other.uses_xla)
+        source = Judge(restored.model, make_attacked_loss(other), preprocessing, other.uses_xla)
     parts = make_test_data(config, whole=True).parts
     return Attacker(strategy, victim, source, attack, data.class_names, parts)
+
+
+def make_attacked_loss(config: RunConfig) -> LossFunction:
+    """The loss of a run as it is attacked: with a gradient also where an image is well recognised.
+
+    Example:
+        >>> loss, lengths = make_attacked_loss(RunConfig(network="capsnet")), tf.constant([[0.95, 0.05]])
+        >>> keras.ops.convert_to_numpy(loss(tf.constant([0]), lengths, MARGIN)).round(5)   # 0.05^2 + 0.05^2 / 2
+        array([0.00375], dtype=float32)
+    """
+    loss = make_loss(config)
+    return functools.partial(loss, **_WITHOUT_SLACK) if config.loss_name == "margin" else loss
 
 
 def _source_config(config: RunConfig, directory: str) -> RunConfig:
@@ -173,7 +188,7 @@ def check_same_pixels(victim: Preprocessing, source: Preprocessing) -> None:
     Example:
         >>> check_same_pixels(Preprocessing(crop=(32, 32)), Preprocessing(crop=(32, 32), normalize="none"))
     """
-    for name in ("views", "resize", "crop"):
+    for name in ("protocol", "views", "resize", "crop"):
         mine, other = getattr(victim, name), getattr(source, name)
         if mine != other:
             raise UserError(

@@ -263,7 +263,9 @@ class RunConfig:
         if self.protocol == "overlap" and self.mixup:
             raise UserError("protocol=overlap lays two examples over each other already: leave out --mixup")
         if self.mixup and self.uses_spread_loss:
-            raise UserError("mixup blends classes, and the spread loss knows only one: add --loss=cross_entropy")
+            raise UserError(
+                "mixup blends classes by shares, which the spread loss does not know: add --loss=cross_entropy"
+            )
         if self.pad and self.augment == "none":
             raise UserError("pad widens images for the random crop, which augment=none leaves out: use --augment=crop")
         if self.augment == "norb" and self.normalize == "none":

@@ -99,9 +99,16 @@ def spread(labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: 
     return spread_loss(labels, keras.ops.softmax(scores) if from_logits else scores, margin)
 
 
-def margins(labels: Tensor, scores: Tensor, margin: Tensor | float, from_logits: bool = False) -> Tensor:
+def margins(
+    labels: Tensor,
+    scores: Tensor,
+    margin: Tensor | float,
+    from_logits: bool = False,
+    present: float = 0.9,
+    absent: float = 0.1,
+) -> Tensor:
     """Margin loss of each example, [b], which needs no `margin`; of a softmax of the scores, if they are logits."""
-    return margin_loss(labels, keras.ops.softmax(scores) if from_logits else scores)
+    return margin_loss(labels, keras.ops.softmax(scores) if from_logits else scores, present, absent)
 
 
 def capsule_outputs(model: keras.Model) -> dict[str, tuple[keras.KerasTensor, keras.KerasTensor]]:

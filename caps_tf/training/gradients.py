@@ -120,12 +120,14 @@ def _make_gradients_of_capsules(
 
 
 def _are_correct(labels: Labels, scores: tf.Tensor) -> tf.Tensor:
-    """Whether each example's true class had the highest score; of two, whether both are above all others."""
+    """Whether each example's true class had the highest score; of two, whether the two highest are theirs.
+
+    Of equal scores the first counts as the highest, as in `evaluation.predictions.are_right`.
+    """
     label, target, label2 = labels
     if target is not None and label2 is not None:
-        is_true = target > 0
-        worst = tf.reduce_min(tf.where(is_true, scores, scores.dtype.max), axis=-1)
-        return worst > tf.reduce_max(tf.where(is_true, scores.dtype.min, scores), axis=-1)
+        highest = tf.math.top_k(scores, 2).indices
+        return tf.reduce_all(tf.gather(target, highest, batch_dims=1) > 0, axis=-1)
     answer = label if target is None else tf.argmax(target, axis=-1, output_type=label.dtype)
     return tf.equal(tf.argmax(scores, axis=-1, output_type=label.dtype), answer)
 
