@@ -5,8 +5,8 @@
 Each part votes for the poses of two wholes, by random turns of its own. The poses are chosen so that the first twelve parts
 agree on the first whole and the others on the second, all but for some noise; of the other whole their votes say nothing.
 A routing knows none of that. A picture has a row for each whole and a column for each iteration: a dot is a part's vote, its
-first two pose elements, as dark as the share of the part that the whole gets, and the ring is the whole's pose. The layers are
-untrained: what is drawn is the routing alone.
+first two pose elements, as dark as the share of the part that the whole gets (shares below 6 % as if they were 6 %, to be
+seen), and the ring is the whole's pose. The layers are untrained: what is drawn is the routing alone.
 """
 
 import sys
@@ -82,7 +82,7 @@ def trace_attention(parts: Parts):
 def trace_vb(parts: Parts):
     from caps_tf.layers import VBClassCapsules
 
-    layer = VBClassCapsules(WHOLES, coordinate_addition=False, scatter0=NOISE**2 * SIDE**2)
+    layer = VBClassCapsules(WHOLES, coordinate_addition=False)
     layer((parts.poses, parts.activations))
     layer.kernel.assign(parts.weights)
     return layer.routing_trace((parts.poses, parts.activations))

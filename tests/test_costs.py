@@ -13,6 +13,7 @@ from caps_tf.layers import (
     HeinsenVectorRouting,
     SelfRoutingClassCapsules,
     SelfRoutingConvCapsules,
+    VBClassCapsules,
 )
 from tests.networks import tiny
 
@@ -42,6 +43,20 @@ def test_em_routing_multiplies_each_vote_in_each_iteration(iterations):
     assert costs.forward == votes * (4 + 1 + 2 * iterations + 2 * (iterations - 1))
     # Votes are products with the network's input, whose gradient nobody needs.
     assert costs.step == 3 * costs.forward - 4 * votes
+
+
+def test_full_covariances_multiply_outer_products_triangular_solves_and_cholesky():
+    poses, activations = keras.Input((3, 2, 4, 2, 2)), keras.Input((3, 2, 4))
+    outputs = VBClassCapsules(5, iterations=2, covariance="full")((poses, activations))
+    costs = count_costs(keras.Model([poses, activations], outputs), batch=2)
+    parents = 2 * 5
+    pairs = parents * (3 * 2 * 4)
+    # Votes of 4 elements, each of 2 products. Twice: shares in mean and scatter, 4x4 outer products of votes and means,
+    # and the 6 + 4 + 6 divisions, squares and other products of a Cholesky factor. Once: 4 + 3 + 2 + 1 of a solve,
+    # and 4 squares.
+    assert costs.forward == pairs * 4 * 2 + 2 * (pairs * (4 + 4 + 16) + parents * (16 + 16)) + pairs * (10 + 4)
+    diagonal = VBClassCapsules(5, iterations=2)((poses, activations))
+    assert count_costs(keras.Model([poses, activations], diagonal), 2).forward == pairs * 4 * (2 + 1 + 4 + 2)
 
 
 def test_heinsen_routing_with_shared_weights_counts_the_lesser_of_votes_and_moments():

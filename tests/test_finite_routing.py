@@ -127,6 +127,7 @@ def test_dynamic_routing_is_finite_for_any_finite_input(examples):
     check(examples, property_of, st.data(), *sizes, st.booleans(), iterations)
 
 
+@campaigns
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_vb_routing_is_finite_for_any_finite_input(covariance, examples):
     def property_of(data, batch, children, kernel, strides, i, j, d, alpha, iterations):
@@ -146,8 +147,9 @@ def test_vb_routing_is_finite_for_any_finite_input(covariance, examples):
 
         assert_finite(route, (votes, beta_u, beta_a, activations))
 
-    pair, alpha = st.tuples(size, size), st.sampled_from([1.0, 1e-3])
-    check(examples, property_of, st.data(), st.integers(1, 2), pair, pair, pair, size, size, size, alpha, iterations)
+    pair, few = st.tuples(size, size), st.integers(1, 3)  # iterations take the time
+    sizes, alpha = (st.integers(1, 2), pair, pair, pair, size, size, size), st.sampled_from([1.0, 1e-3])
+    check(examples, property_of, st.data(), *sizes, alpha, few)
 
 
 @campaigns

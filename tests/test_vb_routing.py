@@ -12,6 +12,7 @@ from caps_tf.models import vb_capsules
 from caps_tf.routing import Neighbourhood, Prior, vb_routing
 from caps_tf.routing.digamma import digamma
 from caps_tf.routing.em import initial_routing_weights
+from caps_tf.routing.health import trace_gauges
 from caps_tf.routing.variational_bayes import COVARIANCES
 from tests import vb_reference
 from tests.gradients import gradients
@@ -111,8 +112,8 @@ def test_wrong_arguments_are_named():
         route(*inputs, fields, 0)
     with pytest.raises(ValueError, match="diagonal, full, not 'none'"):
         route(*inputs, fields, covariance="none")
-    with pytest.raises(ValueError, match="nu must be more than 3 for poses of 4 elements, not 3"):
-        route(*inputs, fields, prior=Prior(nu=3.0))
+    with pytest.raises(ValueError, match=r"nu must be more than 3\.001 for poses of 4 elements, not 3\.0005"):
+        route(*inputs, fields, prior=Prior(nu=3.0005))
     with pytest.raises(ValueError, match="must be positive"):
         VBClassCapsules(2, kappa0=0.0)
     with pytest.raises(ValueError, match="diagonal, full, not 'none'"):
@@ -161,7 +162,6 @@ def test_a_layer_with_full_covariances_passes_the_suite_of_all_layers(tmp_path):
         "alpha0": 2.0,
         "nu0": 20.0,
         "scatter0": 0.5,
-        "return_logits": True,
     }
     run_layer_test(
         lambda **kwargs: VBConvCapsules(2, 2, **options, **kwargs),
@@ -177,7 +177,7 @@ def test_the_trace_ends_with_what_the_layer_returns_and_begins_with_equal_shares
     layer = VBConvCapsules(3, 2, kernel_initializer="orthogonal")
     poses, activations = layer(children)
     trace = layer.routing_trace(children)
-    assert len(trace.steps) == 3 and trace.variance_floor == 1 / 17
+    assert len(trace.steps) == 3 and "variance_floor" not in trace_gauges(trace)
     np.testing.assert_allclose(ops.reshape(trace.steps[-1].parents, poses.shape), poses, rtol=1e-5)
     np.testing.assert_allclose(ops.reshape(trace.steps[-1].activations, activations.shape), activations, rtol=1e-5)
     equal = initial_routing_weights(Neighbourhood((3, 4), (2, 2)), 3)
@@ -202,6 +202,41 @@ def test_capsule_normalization_has_statistics_for_each_type(affine, tmp_path):
     again = keras.saving.load_model(tmp_path / "norm.keras")([poses, logits])
     for value, same in zip(again, layer((poses, logits)), strict=True):
         np.testing.assert_array_equal(value, same)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-3), ("mixed_bfloat16", 1e-2)])
+def test_capsule_normalization_infers_by_moving_averages_and_reads_logits_unrounded(dtype, tolerance):
+    rng = np.random.default_rng(0)
+    poses = rng.normal(2.0, 3.0, size=(6, 2, 2, 3, 2, 2)).astype("float32")
+    logits = rng.normal(30.0, 0.3, size=(6, 2, 2, 3)).astype("float32")  # which bfloat16 rounds to multiples of 1/8
+    layer = CapsuleNormalization(affine=True, dtype=dtype)
+    layer.build([poses.shape, logits.shape])
+    learned = rng.normal(size=(2, 2, 3))
+    mean, variance = np.array([[2.0], [30.0]]) + np.zeros((2, 3)), np.array([[8.0], [0.1]]) + np.zeros((2, 3))
+    for norm, *weights in zip((layer.of_poses, layer.of_logits), *(learned[:, 0], learned[:, 1], mean, variance)):
+        norm.set_weights(weights)
+    for training in (False, True, False):  # training moves the averages, by a tenth
+        found = [ops.convert_to_numpy(ops.cast(each, "float32")) for each in layer((poses, logits), training=training)]
+        expected = []
+        for kind, rows in enumerate((poses.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 3), logits.reshape(-1, 3))):
+            of_batch = rows.mean(0), rows.var(0)
+            mu, var = of_batch if training else (mean[kind], variance[kind])
+            expected.append(learned[kind, 0] * (rows - mu) / np.sqrt(var + 1e-5) + learned[kind, 1])
+            if training:
+                mean[kind] += 0.1 * (of_batch[0] - mean[kind])
+                variance[kind] += 0.1 * (of_batch[1] - variance[kind])
+        expected = expected[0].reshape(6, 2, 2, 2, 2, 3).transpose(0, 1, 2, 5, 3, 4), 1 / (1 + np.exp(-expected[1]))
+        for value, reference in zip(found, expected, strict=True):
+            np.testing.assert_allclose(value, reference.reshape(value.shape), rtol=tolerance, atol=tolerance)
+
+
+def test_logits_stay_in_single_precision_under_mixed_policies():
+    shapes = (3, 3, 2, 4, 4), (3, 3, 2)
+    options = {"return_logits": True, "dtype": "mixed_bfloat16"}
+    for layer in (VBConvCapsules(2, 2, **options), VBClassCapsules(2, **options), CapsuleNormalization(**options)):
+        symbolic, computed = layer([keras.Input(shape) for shape in shapes]), layer([ops.ones((1, *s)) for s in shapes])
+        for outputs in (symbolic, computed):
+            assert [keras.backend.standardize_dtype(each.dtype) for each in outputs] == ["bfloat16", "float32"]
 
 
 # The network

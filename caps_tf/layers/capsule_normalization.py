@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from caps_tf.layers.capsule_layer import CapsuleLayer, LayerCost
-from caps_tf.layers.precision import routing_dtype
+from caps_tf.layers.precision import activations_dtype, routing_dtype
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
@@ -13,6 +13,7 @@ class CapsuleNormalization(CapsuleLayer):
 
     A type has one mean and variance for all elements of its poses, over batch and positions, and another for its logits.
     Epsilon and momentum are PyTorch's defaults, as in the code that the networks of Ribeiro et al. were published with.
+    Capsules are normalised in at least float32, and taken as they come: logits that routing hands over are not rounded.
 
     Args:
         affine: whether the results are scaled and shifted by learned numbers, four for each type.
@@ -24,7 +25,7 @@ class CapsuleNormalization(CapsuleLayer):
         training: whether to normalise by the batch, instead of by the moving averages.
 
     Returns:
-        poses and activations (or logits) of the same shapes, in the compute dtype.
+        poses and activations of the same shapes, in the compute dtype; logits in at least float32.
 
     Example:
         >>> capsules = np.ones((2, 7, 7, 8, 4, 4), "float32"), np.zeros((2, 7, 7, 8), "float32")
@@ -37,7 +38,7 @@ class CapsuleNormalization(CapsuleLayer):
     """
 
     def __init__(self, affine: bool = False, return_logits: bool = False, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.affine = affine
         self.return_logits = return_logits
         options = {
@@ -63,7 +64,11 @@ class CapsuleNormalization(CapsuleLayer):
         poses = self.of_poses(ops.reshape(poses, (*shape[:-2], shape[-2] * shape[-1])), training=training)
         logits = self.of_logits(logits, training=training)
         activations = logits if self.return_logits else ops.sigmoid(logits)
-        return ops.cast(ops.reshape(poses, shape), self.compute_dtype), ops.cast(activations, self.compute_dtype)
+        return ops.cast(ops.reshape(poses, shape), self.compute_dtype), ops.cast(activations, activations_dtype(self))
+
+    def compute_output_spec(self, *args, **kwargs):
+        poses, activations = super().compute_output_spec(*args, **kwargs)
+        return poses, keras.KerasTensor(activations.shape, activations_dtype(self))
 
     def layer_cost(self, inputs, outputs) -> LayerCost:
         return LayerCost(0)

@@ -39,6 +39,7 @@ class EMCapsules(MatrixCapsules):
     """
 
     cached_votes = CACHED_VOTES["em"]
+    variance_floor: float
 
     def __init__(
         self,
@@ -163,7 +164,8 @@ class EMClassCapsules(AllChildren, EMCapsules):
     Args:
         capsules: number of classes.
         coordinate_addition: whether votes carry the position of their child.
-        return_logits: whether to return what the activations are the sigmoid of, for a loss on logits.
+        return_logits: whether to return what the activations are the sigmoid of, for a loss on logits; in at least
+            float32.
         **kwargs: arguments of `EMCapsules` and `keras.layers.Layer`.
 
     Call arguments:

@@ -10,7 +10,7 @@ from keras import ops
 
 from caps_tf.layers.capsule_layer import LayerCost, RoutingLayer, multiplications_of_votes
 from caps_tf.layers.convolution import ConvolutionalCapsules
-from caps_tf.layers.precision import routing_dtype
+from caps_tf.layers.precision import activations_dtype, routing_dtype
 from caps_tf.routing.em import Parents
 from caps_tf.routing.grouping import map_groups
 from caps_tf.routing.health import RoutingStep, RoutingTrace
@@ -38,7 +38,7 @@ class MatrixCapsules(RoutingLayer):
     """
 
     return_logits = False
-    variance_floor: float
+    variance_floor: float | None = None
 
     def __init__(
         self,
@@ -141,8 +141,12 @@ class MatrixCapsules(RoutingLayer):
             parents = routed(self.iterations)
             return parents.poses, parents.logits if self.return_logits else parents.activations
 
-        poses, activations = (ops.cast(value, self.compute_dtype) for value in self._with_votes(run, children))
-        return poses, activations
+        poses, activations = self._with_votes(run, children)
+        return ops.cast(poses, self.compute_dtype), ops.cast(activations, activations_dtype(self))
+
+    def compute_output_spec(self, *args, **kwargs):
+        poses, activations = super().compute_output_spec(*args, **kwargs)
+        return poses, keras.KerasTensor(activations.shape, activations_dtype(self))
 
     def _with_votes(self, use: Callable[..., tuple[Tensor, ...]], children) -> tuple[Tensor, ...]:
         """What `use` makes of votes, activations and the parents after so many iterations.

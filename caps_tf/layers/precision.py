@@ -1,4 +1,4 @@
-"""The precision that routing needs, whatever the dtype policy of its layer."""
+"""The precision that routing and its logits need, whatever the dtype policy of their layer."""
 
 import keras
 
@@ -14,3 +14,16 @@ def routing_dtype(layer: keras.layers.Layer) -> str:
         ['float32', 'float32', 'float64']
     """
     return "float64" if layer.compute_dtype == "float64" else "float32"
+
+
+def activations_dtype(layer: keras.layers.Layer) -> str:
+    """Of the activations that a layer returns: its compute dtype, and `routing_dtype` for logits (`return_logits`).
+
+    Logits may be large and hardly differ, and half precision would round the difference away.
+
+    Example:
+        >>> from caps_tf.layers import VBClassCapsules
+        >>> [activations_dtype(VBClassCapsules(5, return_logits=l, dtype="mixed_float16")) for l in (False, True)]
+        ['float16', 'float32']
+    """
+    return routing_dtype(layer) if getattr(layer, "return_logits", False) else layer.compute_dtype

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from caps_tf.layers.capsule_layer import LayerCost
 from caps_tf.layers.matrix_capsules import AllChildren, KernelOfChildren, MatrixCapsules
 from caps_tf.routing.em import Parents
 from caps_tf.routing.grouping import CACHED_VOTES
@@ -20,18 +21,19 @@ class VBCapsules(MatrixCapsules):
         covariance: "diagonal", or "full" for the covariances of pose elements as well.
         alpha0: prior of the share of a parent type.
         kappa0: how many votes the prior mean, zero, counts for.
-        nu0: prior degrees of freedom of a parent's precision, more than D - 1 for poses of D elements; None for D + 1.
+        nu0: prior degrees of freedom of a parent's precision, more than D - 1 + 1e-3 for poses of D elements;
+            None for D + 1.
         scatter0: prior sum of squares of its votes about their mean, in each element; `scatter0` / `nu0` is about the
             variance that votes are expected to have.
         return_logits: whether to return what the activations are the sigmoid of, for `CapsuleNormalization` or a loss
-            on logits.
+            on logits; in at least float32.
         votes_at_a_time: bytes of votes that may exist at the same time, whatever the processor; by default what suits
             it, see `choose_groups`. A batch is divided evenly, and one image's votes may be more.
         kernel_initializer: of the weights W; None for the published one, uniform with the variance
             2 / (16 K (I + J)) for 16 pose elements, K kernel positions, I child and J parent types.
         beta_a_initializer: of beta_a, what an inactive parent costs.
-        beta_u_initializer: of beta_u, taken off again: only their difference counts, and batch normalisation of the
-            activations takes that away too. Both are in the published code.
+        beta_u_initializer: of beta_u, which is subtracted from beta_a: nothing else depends on either, and batch
+            normalisation of the logits cancels the difference. There are two because the published layers have two.
         kernel_regularizer: regularizer of the weights W.
         **kwargs: `keras.layers.Layer` arguments.
 
@@ -71,7 +73,7 @@ class VBCapsules(MatrixCapsules):
         self.beta_u_initializer = keras.initializers.get(beta_u_initializer)
 
     def _add_weights(self, kernel_shape: tuple[int, ...]) -> None:
-        self.variance_floor = self.prior.scatter / self.prior.degrees_of_freedom(math.prod(kernel_shape[-2:]))
+        self.prior.degrees_of_freedom(math.prod(kernel_shape[-2:]))  # refuses too small a nu0 before there are weights
         super()._add_weights(kernel_shape)
         self.beta_a = self.add_weight(shape=(self.capsules,), initializer=self.beta_a_initializer, name="beta_a")
         self.beta_u = self.add_weight(shape=(self.capsules,), initializer=self.beta_u_initializer, name="beta_u")
@@ -88,6 +90,19 @@ class VBCapsules(MatrixCapsules):
     def _route_votes(self, votes, activations, neighbourhood, iterations, learned) -> Parents:
         beta_u, beta_a = learned
         return vb_routing(votes, activations, beta_u, beta_a, neighbourhood, iterations, self.prior, self.covariance)
+
+    def layer_cost(self, inputs, outputs) -> LayerCost:
+        cost = super().layer_cost(inputs, outputs)
+        if self.covariance != "full":
+            return cost
+        *_, rows, columns = outputs[0]
+        size, parents = rows * columns, math.prod(outputs[0][:-2])
+        pairs = sum(cost.votes) // size
+        # An update: of each vote its share twice and the outer product; of each parent that of its mean, and Cholesky.
+        update = pairs * (2 * size + size**2) + parents * (size**2 + size * (size - 1) * (size + 4) // 6)
+        # Between two updates: of each vote a triangular solve and the square of what comes out.
+        between = pairs * (size * (size + 1) // 2 + size)
+        return cost._replace(within=self.iterations * update + (self.iterations - 1) * between)
 
     def get_config(self):
         return {
@@ -120,7 +135,7 @@ class VBConvCapsules(KernelOfChildren, VBCapsules):
         children: poses [b, h, w, i, x, y] and activations [b, h, w, i].
 
     Returns:
-        poses [b, p, q, j, x, y] and activations (or their logits) [b, p, q, j] in the compute dtype; j = `capsules`,
+        poses [b, p, q, j, x, y] and activations (or logits) [b, p, q, j] in the compute dtype; j = `capsules`,
         p = (h - kernel) // stride + 1 and q alike.
 
     Raises:
@@ -147,14 +162,17 @@ class VBClassCapsules(AllChildren, VBCapsules):
     Args:
         capsules: number of classes.
         coordinate_addition: whether votes carry the position of their child.
-        coordinate_scale: coordinates run from 0 to this; to 0.1 as in the published code, whose votes are small.
+        coordinate_scale: s, coordinates run from 0 to this. A child in row r and column c, counted from 0, of h x w
+            adds s (c + 0.5) / w to element 3 of a 4x4 vote, read row by row from element 0, and s (r + 0.5) / h to
+            element 7. The published code is close: (r + 1) / (10 F) to element 3 and (c + 1) / (10 F) to element 7
+            where there are F x F children.
         **kwargs: arguments of `VBCapsules` and `keras.layers.Layer`.
 
     Call arguments:
         children: poses [b, h, w, i, x, y] and activations [b, h, w, i].
 
     Returns:
-        poses [b, j, x, y] and activations (or their logits) [b, j] in the compute dtype, j = `capsules`.
+        poses [b, j, x, y] and activations (or logits) [b, j] in the compute dtype, j = `capsules`.
 
     Raises:
         ValueError: if poses are not square matrices, or have one row and coordinates are to be added.

@@ -29,6 +29,8 @@ def vb_capsules(
 
     The network of the published code: 68,714 trainable parameters for 32x32x2 images and 5 classes with its A, B, C, D.
     74 of them, the betas of the routings, are there and here without effect, because normalisation takes them away.
+    Trained with cross-entropy it departs from that code: Keras divides the activations by their sum, the code takes
+    their softmax.
 
     Args:
         image_shape: rows, columns and channels; at least 17 rows and columns.

@@ -50,7 +50,7 @@ class RoutingTrace(NamedTuple):
     Attributes:
         steps: the iterations, the first to the last.
         child_activations: [n, c], between 0 and 1, or None where children have none.
-        variance_floor: what the algorithm adds to every variance, or None where it has no variances.
+        variance_floor: what the algorithm adds to every variance, or None where it adds nothing to them or has none.
         equal_weights: routing weights if children routed uniformly, [n, j, c]; None where those of the first step are.
     """
 
@@ -277,8 +277,8 @@ def trace_gauges(trace: RoutingTrace) -> dict[str, Tensor]:
         return gauges
     gauges["vote_scale"] = vote_scale(last.votes)
     if last.variances is not None:
-        assert trace.variance_floor is not None, "a trace with variances has their floor"
-        gauges["variance_floor"] = variance_floor(last.variances, trace.variance_floor)
+        if trace.variance_floor is not None:
+            gauges["variance_floor"] = variance_floor(last.variances, trace.variance_floor)
         gauges |= _relative_spreads(trace.steps, active)
     elif last.parents is not None:
         for number, step in enumerate(trace.steps, start=1):

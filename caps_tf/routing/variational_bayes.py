@@ -3,13 +3,19 @@
 Source: Ribeiro, Leontidis, Kollias, "Capsule Routing via Variational Bayes" (AAAI 2020, arXiv 1905.11455), algorithm 1.
 The votes for a parent are a Gaussian whose mean and precision have a Gaussian-Wishart prior, and a position's parent
 types share its children by weights that have a Dirichlet prior. Where EM routing estimates means, variances and
-shares, this routing updates their distributions, so that no variance collapses, and what a parent does not know of its
-own pose counts when a child chooses and when a parent is activated.
+shares, this routing updates their distributions. So no variance collapses, and where few votes leave a parent's mean
+and precision uncertain, children choose it and it is activated by averages over what they may be.
 
 As in the published code the prior mean is zero, precisions are diagonal or full, and a child shares itself among all
-parents that see it, at all positions. Here it does so from the first iteration on; there each position begins with
-1 / J of each child. Divisions by the data that a parent got, which may be none, are rearranged into divisions by
-kappa, which are the same numbers.
+parents that see it, at all positions. Divisions by the data that a parent got, which may be none, are rearranged into
+divisions by kappa, which are the same numbers. Where this departs from the published code:
+
+- In the first iteration too a child shares itself among the parents at all positions; there each position begins with
+  1 / J of each child.
+- Shares are a softmax; there those of a child whose likelihoods add up to less than 1e-8 add up to less than 1.
+- `RIDGE` is added to full scatters.
+- The coordinates that votes for classes carry, see `caps_tf.layers.VBClassCapsules`, and the loss, see
+  `caps_tf.models.vb_capsules`.
 """
 
 import math
@@ -25,6 +31,8 @@ from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.tensors import Tensor
 
 COVARIANCES = ("diagonal", "full")
+LEAST_SURPLUS = 1e-3
+"""How much more than D - 1 degrees of freedom must be, so that they still are in float32."""
 RIDGE = 1e-5
 """Share of its trace that is added to the diagonal of a full scatter: what float32 needs to factorise any of them."""
 
@@ -35,7 +43,8 @@ class Prior(NamedTuple):
     Attributes:
         alpha: of the Dirichlet distribution of the shares of parent types.
         kappa: how many votes the prior mean, zero, counts for.
-        nu: degrees of freedom of the Wishart distribution, more than D - 1 for poses of D elements; None for D + 1.
+        nu: degrees of freedom of the Wishart distribution, more than D - 1 + 1e-3 for poses of D elements; None for
+            D + 1.
         scatter: sum of squares of its votes about their mean in each element, the inverse of the Wishart's scale.
     """
 
@@ -55,8 +64,9 @@ class Prior(NamedTuple):
             17.0
         """
         nu = pose_size + 1.0 if self.nu is None else self.nu
-        if not nu > pose_size - 1:
-            raise ValueError(f"nu must be more than {pose_size - 1} for poses of {pose_size} elements, not {nu}")
+        if not nu > pose_size - 1 + LEAST_SURPLUS:
+            least = f"{pose_size - 1 + LEAST_SURPLUS:.3f}"
+            raise ValueError(f"nu must be more than {least} for poses of {pose_size} elements, not {nu}")
         return nu
 
 
