@@ -36,7 +36,7 @@ def without_chatter() -> Iterator[None]:
 
     Example:
         >>> with without_chatter():
-        ...     _ = os.write(2, b"I0000 00:00:1 port.cc:1] a notice\n")
+        ...     _ = os.write(2, b"I0000 00:00:1 port.cc:1] a notice")
     """
     sys.stderr.flush()
     stderr = os.dup(2)

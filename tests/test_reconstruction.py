@@ -73,7 +73,8 @@ def test_an_examples_squared_error_is_added_to_its_loss(name, options):
     np.testing.assert_allclose(float(result.reconstruction), error, rtol=1e-4)
     np.testing.assert_allclose(float(result.loss), float(loss), rtol=1e-4)
     for variable, value in zip(variables, wanted, strict=True):
-        np.testing.assert_allclose(np.asarray(variable), value, rtol=1e-3, atol=3e-4 * max(1.0, np.abs(value).max()), err_msg=variable.path)
+        atol = 3e-4 * max(1.0, np.abs(value).max())
+        np.testing.assert_allclose(np.asarray(variable), value, rtol=1e-3, atol=atol, err_msg=variable.path)
 
 
 @pytest.mark.parametrize(
