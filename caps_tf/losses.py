@@ -54,12 +54,15 @@ def spread_loss(labels: Tensor, activations: Tensor, margin: Tensor | float) -> 
     Returns:
         [b], in the dtype of `activations`.
 
+    Raises:
+        ValueError: if `labels` have a second axis that is not that of classes.
+
     Example:
         >>> import numpy as np
         >>> spread_loss(np.array([0]), np.array([[0.5, 0.4, 0.1]]), 0.2).numpy().round(4)
         array([0.01])
     """
-    if len(labels.shape) == 2:
+    if _are_targets(labels, activations):
         return _spread_loss_of_several(ops.cast(labels, activations.dtype), activations, margin)
     is_target = ops.one_hot(labels, activations.shape[-1], dtype=activations.dtype)
     target = ops.sum(is_target * activations, axis=-1, keepdims=True)
@@ -75,7 +78,7 @@ def _spread_loss_of_several(is_target: Tensor, activations: Tensor, margin: Tens
 
 @keras.saving.register_keras_serializable(package="caps_tf")
 class SpreadLoss(keras.losses.Loss):
-    """Spread loss as a Keras loss, for `model.compile`.
+    """Spread loss as a Keras loss, for `model.compile`. Labels are classes [b] or [b, 1], or targets [b, classes].
 
     Args:
         margin: m. Between steps a callback may assign another value to the `margin` variable; see
@@ -93,8 +96,7 @@ class SpreadLoss(keras.losses.Loss):
         self.margin = keras.Variable(margin, trainable=False, dtype="float32", name="margin")
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        return spread_loss(labels, y_pred, self.margin)
+        return spread_loss(_labels(y_true, y_pred), y_pred, self.margin)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "margin": float(ops.convert_to_numpy(self.margin))}
@@ -143,6 +145,9 @@ def margin_loss(
     Returns:
         [b], in the dtype of `lengths`.
 
+    Raises:
+        ValueError: if `labels` have a second axis that is not that of classes.
+
     Example:
         >>> import numpy as np
         >>> lengths = np.array([[0.7, 0.5, 0.1]])   # (0.9 - 0.7)^2 + 0.5 (0.5 - 0.1)^2, and (0.9 - 0.5)^2 with both
@@ -150,7 +155,7 @@ def margin_loss(
         [0.12, 0.2]
     """
     labels, lengths = ops.convert_to_tensor(labels), ops.convert_to_tensor(lengths)
-    if len(labels.shape) == 1:
+    if not _are_targets(labels, lengths):
         labels = ops.one_hot(labels, lengths.shape[-1])
     there = ops.cast(labels, lengths.dtype)
     missing = ops.square(ops.relu(present - lengths))
@@ -188,10 +193,27 @@ class MarginLoss(keras.losses.Loss):
         self.down_weighting = down_weighting
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        if tuple(y_true.shape[1:]) != tuple(y_pred.shape[1:]):
-            y_true = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        return margin_loss(y_true, y_pred, self.present, self.absent, self.down_weighting)
+        return margin_loss(_labels(y_true, y_pred), y_pred, self.present, self.absent, self.down_weighting)
 
     def get_config(self) -> dict:
         own = {"present": self.present, "absent": self.absent, "down_weighting": self.down_weighting}
         return {**super().get_config(), **own}
+
+
+def _are_targets(labels: Tensor, scores: Tensor) -> bool:
+    """Whether labels are targets [b, classes], rather than classes [b]."""
+    if len(labels.shape) == 1:
+        return False
+    if len(labels.shape) != 2 or labels.shape[1] not in (None, scores.shape[1]):
+        raise ValueError(
+            f"labels must be classes [batch] or targets [batch, {scores.shape[-1]}] for {scores.shape[-1]} classes, "
+            f"not of shape {tuple(labels.shape)}"
+        )
+    return True
+
+
+def _labels(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Keras's labels as the functions take them: classes [b] of [b] and [b, 1], anything else as it is."""
+    if len(y_true.shape) == 1 or (y_true.shape[-1] == 1 and y_pred.shape[-1] != 1):
+        return ops.cast(ops.reshape(y_true, (-1,)), "int32")
+    return y_true

@@ -116,7 +116,6 @@ NETWORKS: dict[str, Network] = {
     "self_routing": Network(
         "caps_tf.models:self_routing",
         flags={"backbone": "backbone", "capsule_layers": "capsule_layers", **_BOUND},
-        logits=False,
         smallest={"backbone": "simple", "capsule_layers": 2},
     ),
     "cnn_baseline": Network(

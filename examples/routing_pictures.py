@@ -6,7 +6,8 @@ Each part votes for the poses of two wholes, by random turns of its own. The pos
 agree on the first whole and the others on the second, all but for some noise; of the other whole their votes say nothing.
 A routing knows none of that. A picture has a row for each whole and a column for each iteration: a dot is a part's vote, its
 first two pose elements, as dark as the share of the part that the whole gets (shares below 6 % as if they were 6 %, to be
-seen), and the ring is the whole's pose. The layers are untrained: what is drawn is the routing alone.
+seen), and the ring is the whole's pose; of dynamic routing, which squashes it, the mean of votes that it points to. The layers
+are untrained: what is drawn is the routing alone.
 """
 
 import sys
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from caps_tf.errors import UserError
 from caps_tf.evaluation.style import COLORS, FAINT, new_figure, save_figure, style_axes
+from caps_tf.routing.health import RoutingStep
 from caps_tf.scripts import run_script
 
 OUTPUT = flags.DEFINE_string("output", None, "directory for <routing>.png", required=True)
@@ -96,7 +98,14 @@ def trace_dynamic(parts: Parts):
     layer(vectors)
     # Of a pose that is read row by row, the same weights for each row.
     layer.kernel.assign(np.kron(np.eye(SIDE), parts.weights)[None])
-    return layer.routing_trace(vectors)
+    trace = layer.routing_trace(vectors)
+    return trace._replace(steps=tuple(step._replace(parents=mean_votes(step)) for step in trace.steps))
+
+
+def mean_votes(step: RoutingStep) -> np.ndarray:
+    """Means of votes, weighed by routing weights, [n, wholes, 16]: where a squashed pose points, among the votes."""
+    weights, votes = np.asarray(step.routing_weights), np.asarray(step.votes)
+    return np.einsum("njc,njdc->njd", weights, votes) / weights.sum(axis=-1, keepdims=True)
 
 
 TRACES: dict[str, Callable] = {

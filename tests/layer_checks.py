@@ -9,6 +9,13 @@ def as_list(outputs):
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
+def add_noise(weights, scale=0.1, seed=0):
+    """Moves weights away from where they start: routing that starts uniform does not see its children."""
+    rng = np.random.default_rng(seed)
+    for weight in weights:
+        weight.assign(np.array(weight) + (scale * rng.normal(size=weight.shape)).astype("float32"))
+
+
 def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
     """Checks a layer from construction to reloading.
 
@@ -28,7 +35,8 @@ def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
     declared = declared if isinstance(declared[0], tuple) else [declared]
     assert [tuple(shape) for shape in declared] == [(3, *shape) for shape in output_shapes]
 
-    # Values: as declared, for two batch sizes, and each image by itself.
+    # Values: as declared, for two batch sizes, and each image by itself, unlike the others.
+    add_noise(layer.trainable_weights)
     model = keras.Model(inputs, flat_outputs)
     rng = np.random.default_rng(0)
     data = [rng.uniform(size=(5, *shape)).astype("float32") for shape in shapes]
@@ -37,6 +45,7 @@ def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
     for output, first, shape in zip(five, two, output_shapes, strict=True):
         assert tuple(output.shape) == (5, *shape)
         np.testing.assert_allclose(output[:2], first, rtol=1e-4, atol=1e-5)
+        assert np.ptp(np.array(output), axis=0).max() > 1e-3
 
     # Training: `fit` takes a step, moves every weight, and leaves it finite.
     flat = [keras.layers.Flatten()(output) for output in flat_outputs]

@@ -70,6 +70,12 @@ def test_coordinates_tell_where_a_part_stands(routing):
     assert np.abs(scores[1][0] - scores[1][1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("routing", sorted(set(ROUTINGS) - {"em", "vb"}))
+def test_coordinates_are_refused_by_a_routing_that_would_ignore_them(routing):
+    with pytest.raises(UserError, match=f"routing={routing} does not read `coordinates`: .* em or vb"):
+        conv_capsules((16, 16, 1), 3, routing, coordinates=True)
+
+
 @pytest.mark.parametrize("text", ["", "16,", "0", "16k", "k3", "16s0", "16k5s2;32", "a"])
 def test_convolutions_that_cannot_be_read_are_named(text):
     with pytest.raises(UserError, match="convolutions must be channels"):

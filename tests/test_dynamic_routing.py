@@ -85,6 +85,41 @@ def test_squash_is_equation_1_and_has_a_gradient_at_zero():
     np.testing.assert_allclose(gradient[2], 0.0, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_squashed_and_measured_in_single(dtype):
+    """Squares of 1e-4 and 300 are none in float16; nor is what is added under the root, nor the bound."""
+    vectors = np.array([[0.0, 0.0], [6e-5, -8e-5], [0.3, -0.4], [300.0, 400.0]], "float32")
+    directions = np.array([[0.0, 0.0], [0.6, -0.8], [0.6, -0.8], [0.6, 0.8]])
+    size = np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    def of_half(function):
+        return lambda vectors: ops.cast(function(ops.cast(vectors, dtype)), "float32")
+
+    close = {"rtol": 1e-2, "atol": 1e-6}
+    assert keras.backend.standardize_dtype(squash(ops.cast(vectors, dtype)).dtype) == dtype
+    np.testing.assert_allclose(of_half(squash)(vectors), size**2 / (1 + size**2) * directions, **close)
+    np.testing.assert_allclose(of_half(lengths)(vectors), np.minimum(size[:, 0], 1.0), **close)
+    [gradient] = gradients(lambda vectors: ops.sum(of_half(lengths)(vectors)), vectors)
+    np.testing.assert_allclose(gradient[:3], directions[:3], **close)
+    [gradient] = gradients(lambda vectors: ops.sum(of_half(lambda v: lengths(squash(v)))(vectors)), vectors)
+    # Of 1e-4 the squashed vector is 1e-8, which is zero in float16.
+    np.testing.assert_allclose(gradient, 2 * size / (1 + size**2) ** 2 * directions, rtol=2e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3])
+def test_lengths_of_half_precision_class_capsules_of_small_children_have_a_finite_gradient(scale):
+    children = scale * np.random.default_rng(0).normal(size=(2, 3, 3, 4, 8)).astype("float32")
+    layer = DynamicClassCapsules(10, dtype="mixed_float16")
+    layer.build(children.shape)
+
+    def sum_of_lengths(kernel):
+        vectors, _ = layer.stateless_call([kernel], [], children)
+        return ops.sum(ops.cast(lengths(vectors), "float32"))
+
+    [gradient] = gradients(sum_of_lengths, *layer.get_weights())
+    assert np.isfinite(gradient).all() and bool(gradient.any()) is (scale == 1e-3)
+
+
 def test_gradients_flow_through_all_iterations():
     votes, fields = some_votes(GEOMETRIES[0], images=1)
     cotangent = np.random.default_rng(1).normal(size=(1, *fields.parents, 3, 4))
@@ -212,7 +247,7 @@ def test_squashed_capsules(tmp_path):
         np.testing.assert_allclose(vectors[1, 2, 3, 1], squashed(features[1, 2, 3, 2:4]), rtol=1e-5)
         np.testing.assert_allclose(activations, np.linalg.norm(vectors, axis=-1), rtol=1e-5)
     half = SquashedCapsules(2, dtype="mixed_float16")(1e4 * features)  # whose squares float16 does not hold
-    np.testing.assert_allclose(ops.cast(lengths(ops.cast(half, "float32")), "float32"), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(np.array(ops.cast(lengths(half), "float32")), 1.0, rtol=1e-3)
     with pytest.raises(ValueError, match="multiple of elements = 4, not 6"):
         SquashedCapsules(4)(features)
 

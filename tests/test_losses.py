@@ -46,6 +46,19 @@ def test_the_margin_loss_is_equation_4_for_one_class_and_for_several():
     np.testing.assert_allclose(MarginLoss(0.7, 0.2, 1.0)(np.array([0]), lengths[:1]), 0.02, rtol=1e-5)
 
 
+@pytest.mark.parametrize("make, function", [(MarginLoss, margin_loss), (SpreadLoss, spread_loss)])
+def test_labels_of_any_form_mean_the_same_and_a_column_is_not_taken_for_targets(make, function):
+    scores, labels = np.random.default_rng(0).uniform(size=(4, 3)), np.array([2, 0, 1, 0])
+    losses = [float(make()(each, scores)) for each in (labels, labels[:, None], np.eye(3)[labels])]
+    expected = np.array(function(labels, scores, 0.2 if make is SpreadLoss else 0.9)).mean()
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for wrong in (labels[:, None], np.ones((4, 2))):
+        with pytest.raises(ValueError, match=r"classes \[batch\] or targets \[batch, 3\] for 3 classes, not .*4, "):
+            function(wrong, scores, 0.9)
+    with pytest.raises(ValueError, match="not of shape"):
+        make()(np.ones((4, 2)), scores)
+
+
 def test_loss_and_schedule_come_back_from_their_config():
     margin = MarginLoss(0.8, 0.2, 0.25)
     assert keras.losses.deserialize(keras.losses.serialize(margin)).get_config() == margin.get_config()

@@ -11,11 +11,14 @@ from caps_tf.errors import UserError
 from caps_tf.layers import SelfRoutingCapsules, SelfRoutingClassCapsules, SelfRoutingConvCapsules
 from caps_tf.models import conv_capsules, self_routing
 from caps_tf.models.self_routing import WideningShortcut
+from caps_tf.networks import NETWORKS
 from caps_tf.routing import self_routing as route
+from caps_tf.routing.bounds import LARGEST
+from caps_tf.routing.grouping import Groups
 from tests import self_routing_reference
 from tests.em_reference import connections
 from tests.gradients import gradients
-from tests.layer_checks import run_layer_test
+from tests.layer_checks import add_noise, run_layer_test
 from tests.precision import within
 
 
@@ -92,8 +95,11 @@ def test_inactive_children_change_nothing_and_if_all_are_inactive_they_count_ali
     none, alike = route(poses, activations * 0, *weights), route(poses, activations * 0 + 0.5, *weights)
     for found, expected in zip(none, alike, strict=True):
         np.testing.assert_allclose(found, expected, **within(1e-8))
-    for gradient in gradients(lambda *inputs: sum(map(ops.sum, route(*inputs))), poses, activations * 0, *weights):
-        assert np.isfinite(gradient).all()
+    for scale in (1.0, 1e4):  # without a bound a child's activation has a gradient of up to 1e12 times what arrives
+        found = gradients(
+            lambda *inputs, scale=scale: scale * sum(map(ops.sum, route(*inputs))), poses, activations * 0, *weights
+        )
+        assert all((np.abs(gradient) <= LARGEST).all() for gradient in found)
 
 
 def test_a_parent_that_hardly_any_child_chooses_keeps_its_mean_vote_and_a_finite_logarithm():
@@ -156,6 +162,21 @@ def test_gradients_do_not_depend_on_how_many_examples_are_routed_at_a_time():
         np.testing.assert_allclose(one, all_at_once, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("pose_shape", [(1,), (9,)])
+def test_groups_and_the_memory_check_take_the_larger_of_a_weighed_child_and_a_vote(pose_shape, monkeypatch):
+    """A vote of one element weighs a child of four, which is what exists for each parent."""
+    children, asked = children_of(), []
+    layer = with_random_weights(SelfRoutingConvCapsules(4, (3, 2), pose_shape=pose_shape), children)
+    monkeypatch.setattr(
+        SelfRoutingConvCapsules, "groups", lambda _, *arguments: asked.append(arguments[:2]) or Groups(None, False)
+    )
+    outputs = layer(children)
+    pairs = 2 * 4 * (3 * 2 * 3) * 4  # parent positions, children, parent types
+    assert asked == [(2, pairs * max(4, *pose_shape))]
+    cost = layer.layer_cost([array.shape for array in children], [array.shape for array in outputs])
+    assert cost.votes == (2 * pairs * max(4, *pose_shape),)
+
+
 @pytest.mark.parametrize(
     "options, pose",
     [({"share_positions": False}, (2, 2)), ({"with_poses": False, "return_logits": True}, (4,)), ({}, (4,))],
@@ -183,7 +204,8 @@ def test_class_capsules_that_share_weights_are_those_with_the_weights_repeated_a
     poses, activations = shared(children)
     np.testing.assert_allclose(own(children)[0], poses, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(own(children)[1], activations, rtol=1e-4)
-    np.testing.assert_allclose(ops.softmax(scores(children)), activations, rtol=1e-4)
+    np.testing.assert_allclose(np.exp(scores(children)), activations, rtol=1e-4)
+    assert np.ptp(activations, axis=0).max() > 0.01
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -236,12 +258,26 @@ def test_the_networks_have_the_size_of_the_published_codes(image_shape, classes,
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "simple"])
-def test_any_image_gets_probabilities_that_its_batch_mates_do_not_change(backbone):
+def test_any_image_gets_log_probabilities_that_its_batch_mates_do_not_change(backbone):
     model = self_routing((13, 10, 2), 4, backbone, capsule_layers=2, capsules=3, channels=2)
+    add_noise(model.trainable_weights)  # routing starts uniform, whatever the image
     images = np.random.default_rng(0).normal(size=(3, 13, 10, 2)).astype("float32")
     scores = np.array(model(images))
-    np.testing.assert_allclose(scores.sum(axis=1), np.ones(3), rtol=1e-5)
+    np.testing.assert_allclose(np.exp(scores).sum(axis=1), np.ones(3), rtol=1e-5)
+    assert np.ptp(scores, axis=0).max() > 1e-3
     np.testing.assert_allclose(model(images[:1]), scores[:1], rtol=1e-4)
+
+
+def test_the_loss_of_a_network_is_the_published_one_where_the_true_class_is_almost_ruled_out():
+    """Minus the logarithm of its activation. A logarithm of activations that are clipped at 1e-7 would stop to learn."""
+    model = self_routing((12, 12, 1), 3, "simple", capsules=3, channels=2)
+    layer = model.get_layer("class_capsules")
+    layer.bias.assign(np.broadcast_to([-20.0, 0.0, 0.0], layer.bias.shape))
+    scores = model(np.random.default_rng(0).normal(size=(2, 12, 12, 1)).astype("float32"))
+    loss = keras.losses.sparse_categorical_crossentropy(
+        np.zeros(2, int), scores, from_logits=NETWORKS["self_routing"].logits
+    )
+    np.testing.assert_allclose(loss, [20.0 + math.log(2.0)] * 2, rtol=1e-4)
 
 
 def test_the_widening_shortcut_takes_every_second_pixel_between_channels_of_zeros(tmp_path):
@@ -249,6 +285,9 @@ def test_the_widening_shortcut_takes_every_second_pixel_between_channels_of_zero
     layer = WideningShortcut(6)
     expected = np.zeros((2, 3, 2, 6), "float32")
     expected[..., 1:4] = features[:, ::2, ::2]
-    np.testing.assert_array_equal(layer(features), expected)
     assert layer.compute_output_shape(features.shape) == expected.shape
-    assert keras.saving.get_registered_object("caps_tf>WideningShortcut") is WideningShortcut
+    x = keras.Input(features.shape[1:])
+    model = keras.Model(x, layer(x))
+    model.save(tmp_path / "model.keras")
+    for each in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        np.testing.assert_array_equal(each(features), expected)

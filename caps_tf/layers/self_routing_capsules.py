@@ -24,7 +24,7 @@ class SelfRoutingCapsules(RoutingLayer):
     Args:
         capsules: number of parent types.
         pose_shape: of a parent's pose, (x, y) or (d,); as the children's by default.
-        votes_at_a_time: bytes of votes' worth of children that may be weighed at the same time, whatever the
+        votes_at_a_time: bytes of children, weighed for each parent, that may exist at the same time, whatever the
             processor; by default what suits it, see `choose_groups`. A batch is divided evenly.
         kernel_initializer: of the weights of votes; normal with variance 1 / d by default, d elements of a child's
             pose, so that votes have the scale of poses.
@@ -105,8 +105,8 @@ class SelfRoutingCapsules(RoutingLayer):
             found = self_routing(poses, activations, *weights)
         else:
             n, k, i, _ = poses.shape
-            votes = positions * k * i * self.capsules * self.kernel.shape[-1]
-            groups = self.groups(n and n // positions, votes, poses)
+            elements = positions * k * i * self.capsules * self._elements_held()
+            groups = self.groups(n and n // positions, elements, poses)
             groups = groups._replace(examples=groups.examples and positions * groups.examples)
             found = map_groups(self_routing, (poses, activations), weights, *groups)
         *poses, log_activations = found
@@ -146,6 +146,10 @@ class SelfRoutingCapsules(RoutingLayer):
     def _parent_pose(self, child_pose: tuple[int, ...]) -> tuple[int, ...]:
         return self.pose_shape or child_pose
 
+    def _elements_held(self) -> int:
+        """Of each child for each parent: those of its weighed pose, or of a vote if that has more."""
+        return max(self.kernel.shape[-2:])
+
     def layer_cost(self, inputs, outputs) -> LayerCost:
         poses, _ = inputs
         # Of each position the children that share no weights, and how many share them: a receptive field, or all.
@@ -155,7 +159,7 @@ class SelfRoutingCapsules(RoutingLayer):
         if not self.with_poses:
             return LayerCost(pairs * d, 0, (pairs,))
         e = self.kernel.shape[-1]
-        return LayerCost(2 * pairs * d, pairs // seen * math.prod(field) * d * e, (pairs * e,))
+        return LayerCost(2 * pairs * d, pairs // seen * math.prod(field) * d * e, (pairs * self._elements_held(),))
 
     def get_config(self):
         return {

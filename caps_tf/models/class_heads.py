@@ -53,13 +53,15 @@ class ClassHead(NamedTuple):
         scores: parts and options to logits [b, classes] in float32.
         iterations: how many, unless the user says.
         activation: what parts' activations are passed through before they are routed, as Keras names it; their poses
-            are batch-normalised then. None for parts without activations, the length of whose pose says how present a
-            part is, so that it is not normalised.
+            are batch-normalised then. None for parts without activations, whose poses are routed as the convolution
+            makes them.
+        coordinates: whether votes can carry the position of their part.
     """
 
     scores: Callable[[Parts, HeadOptions], keras.KerasTensor]
     iterations: int
     activation: str | None
+    coordinates: bool = False
 
 
 def attention_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
@@ -153,8 +155,8 @@ def self_scores(parts: Parts, options: HeadOptions) -> keras.KerasTensor:
 
 
 HEADS: dict[str, ClassHead] = {
-    "em": ClassHead(em_scores, iterations=2, activation="sigmoid"),
-    "vb": ClassHead(vb_scores, iterations=3, activation="sigmoid"),
+    "em": ClassHead(em_scores, iterations=2, activation="sigmoid", coordinates=True),
+    "vb": ClassHead(vb_scores, iterations=3, activation="sigmoid", coordinates=True),
     "heinsen": ClassHead(heinsen_scores, iterations=3, activation="linear"),
     "attention": ClassHead(attention_scores, iterations=2, activation=None),
     "dynamic": ClassHead(dynamic_scores, iterations=3, activation=None),

@@ -91,18 +91,24 @@ def conv_capsules(
         float32: real numbers, whose softmax are the class probabilities.
 
     Raises:
-        UserError: if the routing or the convolutions are none of these.
+        UserError: if the routing or the convolutions are none of these, or the routing knows no coordinates.
 
     Example:
         >>> conv_capsules((44, 44, 1), num_classes=5).count_params()
         57127
 
     References:
-        The routings' papers, see `EMClassCapsules`, `HeinsenRouting`, `AttentionClassCapsules` and
-        `SelfRoutingClassCapsules`.
+        The routings' papers, see `EMClassCapsules`, `VBClassCapsules`, `HeinsenRouting`, `AttentionClassCapsules`,
+        `DynamicClassCapsules` and `SelfRoutingClassCapsules`.
     """
     if routing not in ROUTINGS:
         raise UserError(f"routing must be one of {', '.join(ROUTINGS)}, not {routing!r}")
+    told = [name for name, head in HEADS.items() if head.coordinates]
+    if coordinates and routing not in told:
+        raise UserError(
+            f"routing={routing} does not read `coordinates`: leave it out, or choose a routing that does, "
+            f"{' or '.join(told)}"
+        )
     images = keras.Input(image_shape, name="image")
     x = _convolve(images, parse_convolutions(convolutions), weight_reg, dtype)
     if routing == "none":

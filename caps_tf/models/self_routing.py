@@ -51,8 +51,9 @@ def self_routing(
             the result stay in float32.
 
     Returns:
-        A Keras functional model from "image" [b, rows, columns, channels] to class activations [b, num_classes] in
-        float32: probabilities that sum to 1. The published loss is their cross-entropy.
+        A Keras functional model from "image" [b, rows, columns, channels] to logits [b, num_classes] in float32: the
+        logarithms of the class activations, which are their own softmax and sum to 1. The published loss is their
+        cross-entropy, that is minus the true class's logit.
 
     Raises:
         UserError: if the backbone is none of these, or `capsule_layers` is less than 1.
@@ -87,10 +88,15 @@ def self_routing(
         )
         poses, activations = layer((poses, activations))
         poses = _normalized_poses(poses, dtype, name)
-    activations = SelfRoutingClassCapsules(
-        num_classes, share_positions=False, with_poses=False, dtype="float32", name="class_capsules"
+    scores = SelfRoutingClassCapsules(
+        num_classes,
+        share_positions=False,
+        with_poses=False,
+        return_logits=True,
+        dtype="float32",
+        name="class_capsules",
     )((poses, activations))
-    return keras.Model(images, activations, name="self_routing")
+    return keras.Model(images, scores, name="self_routing")
 
 
 def _normalized_poses(poses, dtype: str | None, name: str):

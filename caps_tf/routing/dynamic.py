@@ -9,8 +9,11 @@ all iterations, as in the authors' code. That code also adds a bias to each pare
 here there is none.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
+import keras
 from keras import ops
 
 from caps_tf.routing.bounds import bounded_gradient, bounded_values
@@ -19,7 +22,21 @@ from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.tensors import Tensor
 
 TINY = 1e-20
-"""Added to squared lengths, so that the root has a gradient at a vector of zeros; lost in those longer than 1e-6."""
+"""Added to squared lengths, so that the root has a gradient at a vector of zeros; lost in those longer than 1e-6.
+Half precision would lose it in all."""
+
+
+def _at_least_single(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Makes a function that takes half precision too, computes in single, and returns what it was given."""
+
+    @functools.wraps(function)
+    def widened(vectors: Tensor) -> Tensor:
+        dtype = keras.backend.standardize_dtype(vectors.dtype)
+        if dtype not in ("float16", "bfloat16"):
+            return function(vectors)
+        return ops.cast(function(ops.cast(vectors, "float32")), dtype)
+
+    return widened
 
 
 class DynamicParents(NamedTuple):
@@ -34,11 +51,12 @@ class DynamicParents(NamedTuple):
     routing_weights: Tensor
 
 
+@_at_least_single
 def squash(vectors: Tensor) -> Tensor:
     """Shrinks vectors to less than unit length and keeps their direction: v = |s|^2 / (1 + |s|^2) s / |s| (equation 1).
 
     Args:
-        vectors: s, [..., d], float.
+        vectors: s, [..., d], float; half precision is squashed in single.
 
     Returns:
         v, the same shape and dtype; zero for zeros.
@@ -53,14 +71,15 @@ def squash(vectors: Tensor) -> Tensor:
     return vectors * (ops.sqrt(squared) / (1.0 + squared))
 
 
+@_at_least_single
 def lengths(capsules: Tensor) -> Tensor:
     """How present the entities of capsules are: the lengths of their squashed vectors, between 0 and 1.
 
     Args:
-        capsules: v, [..., d], float.
+        capsules: v, [..., d], float; half precision is measured in single.
 
     Returns:
-        |v|, [...]; at most 1, which rounding may exceed by a digit.
+        |v|, [...], in the same dtype; at most 1, though rounding may make vectors longer by a digit.
 
     Example:
         >>> np.array(lengths(np.array([[0.0, 0.6, 0.0]]))).round(4)

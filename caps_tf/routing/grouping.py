@@ -10,8 +10,12 @@ from caps_tf.processor import Processor
 from caps_tf.tensors import Tensor
 
 CACHED_VOTES = {
-    **{"em": 2**22, "vb": 2**22, "heinsen": 2**22, "self": 2**22},
-    **{"attention": 2**24, "dynamic": 2**24},
+    "em": 2**22,
+    "vb": 2**22,
+    "heinsen": 2**22,
+    "self": 2**22,
+    "attention": 2**24,
+    "dynamic": 2**24,
 }
 """Bytes of votes that exist at the same time on a CPU, by routing: what suits its caches."""
 

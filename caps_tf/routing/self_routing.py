@@ -12,8 +12,10 @@ The biases b are those of the published code. Departures from it: a sum of activ
 gives NaN; here children that are all inactive count alike. Sums of activations are taken in logarithms, so that parents
 of which hardly any child knows have exact poses and finite log-activations.
 
-No vote is made: the sum over children goes through W_pose, sum_i w_ij (W_pose,ij u_i), as one matrix product for each
-parent whose one factor is the children's weighed poses. Positions that share their weights are summed up before it.
+The sum over children goes through W_pose, sum_i W_pose,ij (w_ij u_i), as one matrix product for each parent. Its one factor
+is the children's poses, weighed anew for each parent: where each child has weights of its own, as in convolutional capsules,
+that takes as much room as votes of the children's size. Positions that share their weights are summed up before the product,
+and only this saves the room: class capsules do.
 """
 
 from keras import ops
@@ -53,7 +55,7 @@ def self_routing(
     Args:
         poses: children's, [n, k, i, d], with k positions that share their weights, 1 if none do. Float32 or float64,
             as all.
-        activations: children's, [n, k, i], not negative.
+        activations: children's, [n, k, i], not negative. Their gradient is within `bounds.LARGEST`, at zeros too.
         routing_kernel: W_route, [i, j, d].
         bias: b, [i, j].
         pose_kernel: W_pose, [j, i, d, e]; None for parents without poses.
@@ -68,7 +70,8 @@ def self_routing(
         >>> tuple(parents.shape), round(float(parents[0, 0, 0]), 6), round(float(np.exp(log_activations)[0, 0]), 6)
         ((2, 4, 3), 16.0, 0.25)
     """
-    present = bounded_gradient(ops.log(ops.maximum(activations, 0.0) + INACTIVE))
+    # The gradient is bounded on both sides of the logarithm, whose own is 1 / INACTIVE where nothing is active.
+    present = bounded_gradient(ops.log(ops.maximum(bounded_gradient(activations), 0.0) + INACTIVE))
     present = present - ops.logsumexp(present, axis=(1, 2), keepdims=True)
     given = log_routing_weights(poses, routing_kernel, bias) + present[..., None]  # ln(c_ij a_i / sum_i a_i)
     log_activations = ops.logsumexp(given, axis=(1, 2))
