@@ -2,15 +2,20 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from caps_tf.data.any_image import fit_image, read_any_image
+from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.errors import UserError
-from caps_tf.models import from_preset
+from caps_tf.models.preparation import on_pixels
+from caps_tf.networks import NETWORKS, ROUTINGS
 from caps_tf.predict import judge, routing_map
+from tests.networks import CLASSES, tiny
 from tests.small_norb import expect_one_line, run_script
 from tests.test_weights import write_trained
 
@@ -48,23 +53,34 @@ def test_any_image_is_read_and_what_is_done_to_it_is_said(tmp_path):
         fit_image(np.zeros((4, 4)), (2, 2, 2))
 
 
-@pytest.mark.parametrize("routing, elements", [("attention", 16), ("em", 16), ("heinsen", 16), ("none", None)])
-def test_every_routing_is_judged_with_poses_and_mapped_to_positions(tmp_path, routing, elements):
-    network, sample = write_trained(tmp_path / "mine", routing)
-    model = from_preset(tmp_path / "mine")
-    judgement = judge(model, sample["image"])
-    np.testing.assert_allclose(judgement.scores, np.array(model(sample["image"], training=False)), rtol=1e-3, atol=1e-4)
+WITHOUT_ROUTING = {"conv_capsules none", "cnn_baseline"}
+WITHOUT_POSES = {*WITHOUT_ROUTING, "conv_capsules self", "self_routing"}
+JUDGED = [name for name, network in NETWORKS.items() if network.reads == "image" and name != "conv_capsules"]
+SEVERAL_POSITIONS = {"heinsen_norb": {"image_shape": (37, 45, 2)}}
+GRIDS = {"attention": (2, 2), "heinsen_norb": (2, 3), "conv_capsules": (4, 5)}
+"""Positions of the parts that are routed to classes; of attention those within its stack, of 4x4 below it."""
+
+
+@pytest.mark.parametrize("name", [*JUDGED, *(f"conv_capsules {routing}" for routing in ROUTINGS)])
+def test_every_network_is_judged_with_poses_and_mapped_to_positions(name):
+    entry, _, routing = name.partition(" ")
+    keras.utils.set_random_seed(0)
+    network = tiny(entry, **SEVERAL_POSITIONS.get(entry, {}), **({"routing": routing} if routing else {}))
+    shape, rng = network.input_shape[1:], np.random.default_rng(0)
+    model = on_pixels(network, Preprocessing(resize=None, crop=None, **AUGMENTATIONS["none"]), shape)
+    model.card = SimpleNamespace(name=name, network=entry, reads="image", logits=NETWORKS[entry].logits)
+    pixels = rng.uniform(0, 255, size=(2, *shape)).astype("float32")
+    judgement = judge(model, pixels)
+    np.testing.assert_allclose(judgement.scores, np.array(model(pixels, training=False)), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(judgement.shares.sum(axis=1), 1)
-    if elements is None:
-        assert judgement.poses is None
+    assert (judgement.poses is None) if name in WITHOUT_POSES else judgement.poses.shape[:2] == (2, CLASSES)
+    if name in WITHOUT_ROUTING:
         with pytest.raises(UserError, match="routes nothing"):
-            routing_map(model, sample["image"][0])
+            routing_map(model, pixels[0])
         return
-    assert judgement.poses.shape == (5, 3, elements)
-    found = routing_map(model, sample["image"][0].astype("float32"))
-    assert found.shape == (*network.get_layer("relu2").output.shape[1:3], 3) and np.isfinite(found).all()
+    found = routing_map(model, pixels[0])
+    assert found.shape == (*GRIDS.get(entry, found.shape[:2]), CLASSES) and np.isfinite(found).all()
     np.testing.assert_allclose(found.mean(axis=-1), 0, atol=1e-6)
-    assert np.ptp(found) > 0
 
 
 def test_the_command_answers_in_lines_of_json_draws_and_names_what_it_could_not_read(tmp_path):

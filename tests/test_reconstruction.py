@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from caps_tf.evaluation.predictions import Predictions
 from caps_tf.evaluation.reconstructions import pose_elements, reconstructions
-from caps_tf.networks import NETWORKS
+from caps_tf.networks import NETWORKS, ROUTINGS
 from caps_tf.training.checkpoints import restore
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import make_training_data
@@ -77,9 +77,24 @@ def test_an_examples_squared_error_is_added_to_its_loss(name, options):
         np.testing.assert_allclose(np.asarray(variable), value, rtol=1e-3, atol=atol, err_msg=variable.path)
 
 
-@pytest.mark.parametrize(
-    "name, options", [("cnn_baseline", {}), ("conv_capsules", {"routing": "none"}), ("heinsen_sst", {})]
-)
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_every_routing_draws_from_poses_of_its_classes_or_is_refused(routing):
+    config, model = (
+        make("conv_capsules", routing=routing, reconstruction=WEIGHT) for make in (tiny_config, tiny_run_model)
+    )
+    if routing in ("self", "none"):  # scores alone, without poses
+        assert class_poses(model) is None
+        with refused("conv_capsules with these flags has no class capsules", "`reconstruction`"):
+            make_decoder(config, model)
+        return
+    assert class_poses(model).shape[1] == CLASSES and len(class_poses(model).shape) > 2
+    trained = with_decoder(config, model, make_decoder(config, model))
+    image, target = random_batch("conv_capsules", 2)["image"], np.eye(CLASSES, dtype="float32")[:2]
+    _, errors = trained({"image": image, "target": target})
+    assert errors.shape == (2,) and np.isfinite(errors).all()
+
+
+@pytest.mark.parametrize("name, options", [("cnn_baseline", {}), ("heinsen_sst", {})])
 def test_a_network_without_class_capsules_or_images_is_refused(name, options):
     config = tiny_config(name, reconstruction=0.1, **options)
     with refused(name, "leave out `reconstruction`", "matrix_capsules", "capsnet"):
