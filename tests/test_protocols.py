@@ -297,6 +297,8 @@ def test_data_that_do_not_suit_a_protocol_are_one_line(digits, tmp_path):
             opened(name, protocol="overlap")
     with refused("leave out --mixup"):
         RunConfig(network="conv_capsules", protocol="overlap", mixup=0.2)
+    with refused("leave out --reconstruction"):
+        RunConfig(network="conv_capsules", protocol="overlap", reconstruction=0.0005)
     with refused("choose one"):
         RunConfig(protocol="affine", viewpoints="azimuth")
     with refused("affine, overlap"):
