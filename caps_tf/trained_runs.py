@@ -12,6 +12,7 @@ import numpy as np
 from caps_tf.errors import UserError
 from caps_tf.evaluation.metrics import wilson_interval
 from caps_tf.export import TrainedRun, spread, told_viewpoints
+from caps_tf.scripts import how_to_call
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import load_params
 
@@ -66,8 +67,8 @@ def _read_report(directory: Path, checkpoint: str) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(
-            f"{path}: no such file: test the checkpoint first: python test.py --load_dir={directory} "
-            f"--ckpt_name={checkpoint}"
+            f"{path}: no such file: test the checkpoint first: {how_to_call('test.py')} "
+            f"--load_dir={directory} --ckpt_name={checkpoint}"
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}): test the checkpoint again") from None
