@@ -135,7 +135,7 @@ def test_a_run_logs_its_reconstruction_and_its_test_draws(run):
         assert f'src="{picture}"' in page
 
 
-def test_a_run_goes_on_as_it_would_have_and_its_network_needs_no_decoder(run, tmp_path):
+def test_a_run_goes_on_as_it_would_have_and_its_network_needs_no_decoder(run, tmp_path, monkeypatch):
     config = RunConfig(**load_params(run / "train" / "params.json"))
     data, checkpoint = make_training_data(config), str(run / "train" / "checkpoints" / "step-12")
 
@@ -146,7 +146,10 @@ def test_a_run_goes_on_as_it_would_have_and_its_network_needs_no_decoder(run, tm
         trainer.checkpoints.restore(checkpoint)
         return trainer
 
-    restored(routing_gauges=True).run()
+    trainer = restored(routing_gauges=True)
+    monkeypatch.setattr("caps_tf.training.trainer.start_from", lambda *given: "starting from mine")
+    assert trainer.start_from("mine") == "starting from mine; the decoder is new"
+    trainer.run()
     assert any(name.startswith("decoder/") for name in weights(run))
     assert_same_weights(weights(tmp_path), weights(run))
     again, expected = log_lines(tmp_path, "train"), log_lines(run, "train")[2:]
