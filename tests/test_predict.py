@@ -89,17 +89,49 @@ def test_the_command_answers_in_lines_of_json_draws_and_names_what_it_could_not_
     draws = importlib.util.find_spec("matplotlib") is not None  # not where the other backends are tested
     picture = [f"--picture={tmp_path / 'drawn'}"] if draws else []
     command = ("-m", "caps_tf.predict", f"--model={tmp_path / 'mine'}", "--format=json", *picture)
-    process = run_script(*command, *(str(tmp_path / name) for name in [*images, "broken.png"]), check=False)
-    expect_one_line(process, "1 of 6 images were left out", "broken.png")
+    (tmp_path / "other").mkdir()
+    images["exact.png"].save(tmp_path / "other" / "exact.png")
+    names = [*images, "other/exact.png"]
+    process = run_script(*command, *(str(tmp_path / name) for name in [*names, "broken.png"]), check=False)
+    expect_one_line(process, "1 of 7 images were left out", "broken.png")
     answers = [json.loads(line) for line in process.stdout.splitlines()]
-    assert [answer["image"] for answer in answers] == [str(tmp_path / name) for name in images]
+    assert [answer["image"] for answer in answers] == [str(tmp_path / name) for name in names]
     for answer in answers:
         assert answer["class"] == max(answer["shares"], key=answer["shares"].__getitem__)
         assert set(answer["scores"]) == set(answer["poses"]) == {"a", "b", "c"} and len(answer["poses"]["a"]) == 16
-    assert not draws or {path.name for path in (tmp_path / "drawn").iterdir()} == {f"{name}.png" for name in images}
+    drawn = {f"{name}.png" for name in images} | {"exact.png-2.png"}
+    assert not draws or {path.name for path in (tmp_path / "drawn").iterdir()} == drawn
+
+
+def test_images_of_a_protocol_are_put_on_its_black_canvas_as_in_training():
+    ink = np.arange(1.0, 7.0).reshape(2, 3)
+    placed, done = fit_image(ink, (4, 7, 1), part=(2, 3))
+    assert done == "put in the middle of 4x7 black pixels" and placed.shape == (4, 7, 1)
+    np.testing.assert_array_equal(placed[1:3, 2:5, 0], ink)
+    assert placed.sum() == ink.sum()
+    placed, done = fit_image(np.full((6, 4), 8.0), (4, 7, 1), part=(2, 2))
+    assert done == "the middle 4x4 of 6x4 pixels, resized to 2x2, put in the middle of 4x7 black pixels"
+    assert placed.sum() == 4 * 8
+    assert fit_image(np.ones((4, 7)), (4, 7, 1), part=(2, 2))[1] == "as it is"
 
 
 def test_the_command_tells_what_is_missing_in_one_line(tmp_path):
     predict = ("-m", "caps_tf.predict")
     expect_one_line(run_script(*predict, "--model=heinsen2019_smalnorb", "a.png", check=False), "nearest are")
     expect_one_line(run_script(*predict, check=False), "--model=list")
+    stereo = run_script(*predict, "--model=heinsen2019_smallnorb", "a.png", check=False)
+    expect_one_line(stereo, "takes stereo pairs", "from_preset('heinsen2019_smallnorb')")
+
+
+NAMES_ALONE = """
+import runpy, sys
+sys.argv = ["predict", "--model=list"]
+try:
+    runpy.run_module("caps_tf.predict", run_name="__main__")
+finally:
+    print("keras" in sys.modules)
+"""
+
+
+def test_names_are_listed_without_keras():
+    assert run_script("-c", NAMES_ALONE).stdout.splitlines()[-1] == "False"
