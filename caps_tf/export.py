@@ -25,10 +25,19 @@ import numpy as np
 
 from caps_tf.data.preprocessing import Preprocessing
 from caps_tf.errors import UserError
+from caps_tf.evaluation.predictions import are_right
+from caps_tf.presets import OF_A_RUN, list_presets, load_preset
 from caps_tf.training.config import RunConfig
 
 SAMPLE_SIZE = 40
 MODEL = "model.keras"
+ACCURACY_NOTES = {
+    "affine": "Familiar images lie upright anywhere on black, as in training; novel ones are the same images rotated, "
+    "sheared and stretched as affNIST's are.",
+    "overlap": "Each image shows two classes, and an answer is right if its two highest scores are theirs.",
+}
+"""What accuracies mean, by protocol."""
+DECODER_LEFT_OUT = "trained beside the network (--reconstruction), and not part of the file"
 
 
 class TrainedRun(NamedTuple):
@@ -38,8 +47,10 @@ class TrainedRun(NamedTuple):
         config: its parameters.
         network: the trained network, a Keras model.
         class_names: in the order of the scores.
-        preprocessing: what was done to its images; None for embeddings.
-        sample: test examples as they were before that, by name, with "label" [n]; images uint8.
+        preprocessing: what was done to its images; None for embeddings. Of a run with a protocol `resize` is the size of
+            the images that it puts on its canvas.
+        sample: test examples as they were before that, by name, with "label" [n], and "label2" of pairs; images uint8,
+            those of a protocol as they are on its canvas.
         accuracy: part of the test set -> "accuracy", "interval" and "num_examples".
         facts: of the training, for the card.
         viewpoints: in words.
@@ -81,7 +92,10 @@ def export_run(run: TrainedRun, output: str | os.PathLike[str], card: dict[str, 
     name = output.resolve().name
     model = run.network
     if run.preprocessing is not None:
-        model = on_pixels(model, run.preprocessing, run.sample["image"].shape[1:], _keras_name(name))
+        prepared = run.preprocessing
+        if run.config.protocol:  # whose sample is on its canvas already
+            prepared = dataclasses.replace(prepared, resize=None, protocol="")
+        model = on_pixels(model, prepared, run.sample["image"].shape[1:], _keras_name(name))
     with _whole(output) as directory:
         model.save(directory / MODEL)
         # As its users get it.
@@ -90,7 +104,7 @@ def export_run(run: TrainedRun, output: str | os.PathLike[str], card: dict[str, 
         arrays: dict[str, Any] = {**run.sample, "scores": scores}
         np.savez_compressed(buffer, **arrays)
         (directory / SAMPLE).write_bytes(buffer.getvalue())
-        right = int(np.count_nonzero(scores.argmax(axis=-1) == run.sample["label"]))
+        right = int(np.count_nonzero(are_right(scores, run.sample["label"], run.sample.get("label2"))))
         sample = {"correct": right, "num_examples": len(scores)}
         made = make_card(run, name, directory / MODEL, sample, card)
         (directory / CARD).write_text(made.to_json(), encoding="utf-8")
@@ -122,9 +136,10 @@ def make_card(run: TrainedRun, name: str, file: Path, sample: dict[str, int], ot
             "file": {"name": file.name, "sha256": sha256_of(file), "bytes": file.stat().st_size},
             "data": f"{dataset}.",
             "regime": command_of(run.config),
-            "training": run.facts,
+            "training": {**run.facts, **({"decoder": DECODER_LEFT_OUT} if run.config.reconstruction else {})},
             "preprocessing": run.preprocessing and dataclasses.asdict(run.preprocessing),
             "accuracy": run.accuracy,
+            "accuracy_note": ACCURACY_NOTES.get(run.config.protocol, ""),
             "viewpoints": run.viewpoints,
             "sample": sample,
             "versions": {"caps_tf": __version__, "keras": keras.__version__},
@@ -137,15 +152,19 @@ def command_of(config: RunConfig) -> str:
     """The command that trains with these parameters, apart from where the data are.
 
     Example:
-        >>> command_of(RunConfig(network="cnn_baseline", seed=3, preset="demo_cnn", storage="/somewhere", epoch=2))
-        'python train_val.py --dataset=smallNORB --network=cnn_baseline --epoch=2 --seed=3 --preset=demo_cnn'
+        >>> demo = RunConfig(**{**load_preset("demo_cnn").flags, "preset": "demo_cnn"})
+        >>> command_of(dataclasses.replace(demo, epoch=100, seed=3, storage="/somewhere"))
+        'python train_val.py --dataset=smallNORB --epoch=100 --seed=3 --preset=demo_cnn'
     """
+    # Of the presets as they are now; a flag that is as by default may be one that overrules the preset.
+    known = config.preset in list_presets()
+    without = {"preset": config.preset, **load_preset(config.preset).flags} if known else {"preset": config.preset}
     given = [f"--dataset={Path(config.dataset).name}"]
     for option in dataclasses.fields(RunConfig):
         value = getattr(config, option.name)
-        if value != option.default and option.name not in ("dataset", "storage", "data_dir", "name"):
+        if value != without.get(option.name, option.default) and option.name not in ("dataset", *OF_A_RUN):
             given.append(f"--{option.name}={Path(value).name if option.name == 'init_from' else value}")
-    return " ".join(["python train_val.py", *given])
+    return " ".join(["python train_val.py", *given, *([f"--preset={config.preset}"] if known else [])])
 
 
 def scores_of(model, inputs: dict[str, np.ndarray], batch_size: int = 16) -> np.ndarray:

@@ -11,6 +11,14 @@ from absl import app, flags, logging
 
 from caps_tf.errors import ClusterLostError, Preempted, UserError
 
+COMMANDS = {
+    "train_val.py": "caps-tf-train",
+    "test.py": "caps-tf-test",
+    "data/convert_to_tfrecord.py": "caps-tf-convert",
+    "data/render_norb.py": "caps-tf-render",
+}
+"""Console commands of the package, by the scripts of the repository that do the same."""
+_REPOSITORY = Path(__file__).parent.parent
 PREEMPTED = 143
 """Exit code of a script that SIGTERM stopped after it saved its state: 128 + SIGTERM, as shells report it."""
 _ENVIRONMENT = (
@@ -70,15 +78,15 @@ def run_script(main: Callable[[list[str]], int | None], usage: str | None = None
 
 
 def how_to_call(script: str) -> str:
-    """A script of the top level as the user calls it: by its file, or where a console command is running, as another.
+    """A script of the repository as the user calls it: by its file, or as a command where the package is installed alone.
 
     Example:
-        >>> how_to_call("test.py")
-        'python test.py'
+        >>> how_to_call("test.py"), how_to_call("data/download.sh")
+        ('python test.py', './data/download.sh')
     """
-    if Path(sys.argv[0]).name.startswith("caps-tf-"):
-        return f"caps-tf-{script.partition('.')[0]}"
-    return f"python {script}"
+    if Path(sys.argv[0]).name.startswith("caps-tf-") or not (_REPOSITORY / script).is_file():
+        return COMMANDS.get(script, f"{script} of the repository")
+    return f"python {script}" if script.endswith(".py") else f"./{script}"
 
 
 def _with_flags(message: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from caps_tf.errors import UserError
 from caps_tf.evaluation.metrics import wilson_interval
 from caps_tf.export import TrainedRun, spread, told_viewpoints
+from caps_tf.scripts import how_to_call
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import load_params
 
@@ -66,8 +67,8 @@ def _read_report(directory: Path, checkpoint: str) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(
-            f"{path}: no such file: test the checkpoint first: python test.py --load_dir={directory} "
-            f"--ckpt_name={checkpoint}"
+            f"{path}: no such file: test the checkpoint first: {how_to_call('test.py')} "
+            f"--load_dir={directory} --ckpt_name={checkpoint}"
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}): test the checkpoint again") from None
@@ -99,11 +100,13 @@ def _read_checkpoint(directory: Path, config: RunConfig, ckpt_name: str, count: 
     preprocessing = None
     if isinstance(dataset, ImageDataset):
         preprocessing = make_preprocessing(config, dataset.viewpoint_unit == STEPS)
-        of_one_size = None not in dataset.image_shape
-        resize = "0" if of_one_size else "x".join(map(str, preprocessing.resize or ()))
+        # What comes before a canvas, or makes images one size, has been done to the sample.
+        done = config.protocol or None in dataset.image_shape
+        resize = "x".join(map(str, preprocessing.resize or "0")) if done else "0"
         data = make_test_data(dataclasses.replace(config, resize=resize, **_AS_IT_IS))  # type: ignore[arg-type]
-        if not of_one_size:
-            preprocessing = dataclasses.replace(preprocessing, resize=None)
+        if done:
+            of_canvas: Any = preprocessing.resize or dataset.image_shape[:2]
+            preprocessing = dataclasses.replace(preprocessing, resize=of_canvas if config.protocol else None)
     facts = {
         **{"seed": config.seed, "checkpoint": name, "training examples": data.num_training},
         **{"epochs": config.epoch, "batch size": config.batch_size, "precision": config.precision},
@@ -125,7 +128,9 @@ def _read_checkpoint(directory: Path, config: RunConfig, ckpt_name: str, count: 
 def _sample(data, count: int) -> dict[str, np.ndarray]:
     """Examples evenly spread over all parts of the test data: images uint8, embeddings float16."""
     wanted = set(spread(sum(part.num_examples for part in data.parts.values()), count).tolist())
-    taken: dict[str, list[np.ndarray]] = {name: [] for name in (*data.input_shapes, "label")}
+    known = next(iter(data.parts.values())).batches.element_spec
+    labels = [name for name in ("label", "label2") if name in known]
+    taken: dict[str, list[np.ndarray]] = {name: [] for name in (*data.input_shapes, *labels)}
     number = -1
     for part in data.parts.values():
         for batch in part.batches.as_numpy_iterator():
@@ -135,7 +140,8 @@ def _sample(data, count: int) -> dict[str, np.ndarray]:
                     for name, values in taken.items():
                         values.append(batch[name][row])
     if "image" in taken:
-        return {"image": np.round(255 * np.stack(taken["image"])).astype("uint8"), "label": np.stack(taken["label"])}
+        pixels = np.round(255 * np.stack(taken["image"])).astype("uint8")
+        return {"image": pixels, **{name: np.stack(taken[name]) for name in labels}}
     longest = max(len(mask) for mask in taken["mask"])
     padded = {name: np.stack([_padded(each, longest) for each in taken[name]]) for name in ("embedding", "mask")}
     return {**{name: values.astype("float16") for name, values in padded.items()}, "label": np.stack(taken["label"])}
@@ -156,6 +162,18 @@ def _logged_accuracy(directory: Path) -> dict[str, dict[str, Any]]:
     return {"test": {"accuracy": accuracy, "interval": [float(low), float(high)], "num_examples": examples}}
 
 
+def _where_data_are(dataset: str, overrides: Mapping[str, str]) -> Path:
+    """The data of a run of train_any_backend.py, whose parameter `dataset` is their directory.
+
+    Example:
+        >>> _where_data_are("data/smallNORB", {"storage": "elsewhere"}).as_posix()
+        'elsewhere/data/smallNORB'
+    """
+    if "data_dir" in overrides:
+        return Path(overrides["data_dir"])
+    return Path(overrides["storage"], "data", Path(dataset).name) if "storage" in overrides else Path(dataset)
+
+
 def _read_any_backend(directory: Path, count: int, overrides: Mapping[str, str]) -> TrainedRun:
     import keras
 
@@ -167,7 +185,7 @@ def _read_any_backend(directory: Path, count: int, overrides: Mapping[str, str])
     params = load_params(directory / "params.json", TIMING)
     config = RunConfig(**{name: value for name, value in params.items() if name not in TIMING})
     accuracy = _logged_accuracy(directory)
-    images = read_images(Path(overrides.get("data_dir", config.dataset)))
+    images = read_images(_where_data_are(config.dataset, overrides))
     preprocessing = make_preprocessing(config, images.viewpoint_unit == STEPS)
     examples = arrange(images, config, preprocessing)
     tested = np.concatenate([part for name, part in examples.parts.items() if name not in ("train", "validation")])

@@ -10,18 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from caps_tf import scripts
 from tests.small_norb import run_script
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LINTERS = ("ruff", "mypy")
-COMMANDS = {
-    "train": "train_val.py",
-    "test": "test.py",
-    "convert": "data/convert_to_tfrecord.py",
-    "render": "data/render_norb.py",
-}
+COMMANDS = {command.removeprefix("caps-tf-"): script for script, command in scripts.COMMANDS.items()}
 
 
 def lines_of(name):
@@ -50,6 +46,13 @@ def test_who_uses_the_package_does_not_install_its_tests():
     assert not [line for line in PROJECT["dependencies"] if line.startswith(("pytest", "hypothesis", *LINTERS))]
 
 
+MISSING = """
+from caps_tf.data.datasets import open_dataset
+try:
+    open_dataset("renderedNORB")
+except Exception as error:
+    print(error)
+"""
 PUBLIC = """
 import sys
 import caps_tf
@@ -114,6 +117,8 @@ def test_console_commands_are_the_scripts(installed, tmp_path):
             ours = run_script(script, "--help", check=False).stdout
             assert said.stdout.replace(str(installed / name), script) == ours
     assert "demo" in run_installed(installed / "caps-tf-train", "--preset=list", cwd=tmp_path).stdout
+    told = run_installed(installed / "python", "-c", MISSING, cwd=tmp_path).stdout
+    assert "run caps-tf-render, then caps-tf-convert --dataset=renderedNORB" in told
     few = ("--instances_per_split=1", "--elevations=1", "--azimuths=1", "--lightings=1", "--image_size=8")
     run_installed(installed / "caps-tf-render", *few, "--num_processes=1", f"--data_dir={tmp_path}", cwd=tmp_path)
     assert len(list(tmp_path.glob("*.mat"))) == 6

@@ -22,12 +22,16 @@ from caps_tf.evaluation.metrics import report
 from caps_tf.evaluation.mistakes import worst_mistakes
 from caps_tf.evaluation.predictions import Predictions, are_right
 from caps_tf.evaluation.report import write_report
+from caps_tf.export import export_run
+from caps_tf.models import from_preset
+from caps_tf.trained_runs import read_run
 from caps_tf.training import tester
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import make_test_data, make_training_data
 from caps_tf.training.factories import make_loss
 from caps_tf.training.gradients import Labels, _are_correct
 from caps_tf.training.trainer import Trainer
+from caps_tf.weights import load_sample
 from tests.refusals import refused
 from tests.runs import log_lines, start_training
 from tests.small_norb import run_script
@@ -297,6 +301,8 @@ def test_data_that_do_not_suit_a_protocol_are_one_line(digits, tmp_path):
             opened(name, protocol="overlap")
     with refused("leave out --mixup"):
         RunConfig(network="conv_capsules", protocol="overlap", mixup=0.2)
+    with refused("leave out --reconstruction"):
+        RunConfig(network="conv_capsules", protocol="overlap", reconstruction=0.0005)
     with refused("choose one"):
         RunConfig(protocol="affine", viewpoints="azimuth")
     with refused("affine, overlap"):
@@ -361,7 +367,8 @@ def test_a_run_of_the_affine_protocol_reports_placed_and_transformed_images(digi
 
 def test_a_run_on_pairs_learns_from_both_labels_and_reports_both(digits, tmp_path):
     flags = (f"--{name}={value}" for name, value in TINY.items())
-    trained = start_training(*flags, f"--dataset={digits}", f"--storage={tmp_path}", "--protocol=overlap")
+    data = (f"--dataset={digits}", f"--storage={tmp_path}", "--protocol=overlap", "--resize=20")
+    trained = start_training(*flags, *data)
     run_script("test.py", f"--load_dir={trained}")
     [path] = (trained / "test").glob("*/report.json")
     part = json.loads(path.read_text())["parts"]["test"]
@@ -369,3 +376,13 @@ def test_a_run_on_pairs_learns_from_both_labels_and_reports_both(digits, tmp_pat
     assert sum(each["num_examples"] for each in part["accuracy_by_class"].values()) == 2 * 22
     least = np.log(2)  # of the cross-entropy with two classes of a half each
     assert part["loss"] > least and log_lines(trained, "validation")[0]["loss"] > least
+
+    exported = export_run(read_run(trained, "latest", 22, {}), tmp_path / "mine", {})
+    model, sample = from_preset(exported), load_sample(exported)
+    right = int(are_right(sample["scores"], sample["label"], sample["label2"]).sum())
+    assert model.card.sample == {"correct": right, "num_examples": 22}
+    assert abs(right - 22 * part["accuracy"]) <= 1.01  # the sample's grey levels are whole numbers
+    assert "two highest" in model.card.accuracy_note
+    np.testing.assert_array_equal(model.preprocess(sample["image"]), sample["image"])  # of a canvas's size
+    placed = model.preprocess([np.full((28, 28), 9, "uint8")])[0, ..., 0]
+    assert placed.shape == (36, 36) and (placed[8:-8, 8:-8] == 9).all() and placed.sum() == 9 * 20**2

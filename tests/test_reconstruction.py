@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from caps_tf.evaluation.predictions import Predictions
 from caps_tf.evaluation.reconstructions import pose_elements, reconstructions
-from caps_tf.networks import NETWORKS
+from caps_tf.networks import NETWORKS, ROUTINGS
 from caps_tf.training.checkpoints import restore
 from caps_tf.training.config import RunConfig
 from caps_tf.training.data import make_training_data
@@ -77,9 +77,24 @@ def test_an_examples_squared_error_is_added_to_its_loss(name, options):
         np.testing.assert_allclose(np.asarray(variable), value, rtol=1e-3, atol=atol, err_msg=variable.path)
 
 
-@pytest.mark.parametrize(
-    "name, options", [("cnn_baseline", {}), ("conv_capsules", {"routing": "none"}), ("heinsen_sst", {})]
-)
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_every_routing_draws_from_poses_of_its_classes_or_is_refused(routing):
+    config, model = (
+        make("conv_capsules", routing=routing, reconstruction=WEIGHT) for make in (tiny_config, tiny_run_model)
+    )
+    if routing in ("self", "none"):  # scores alone, without poses
+        assert class_poses(model) is None
+        with refused("conv_capsules with these flags has no class capsules", "`reconstruction`"):
+            make_decoder(config, model)
+        return
+    assert class_poses(model).shape[1] == CLASSES and len(class_poses(model).shape) > 2
+    trained = with_decoder(config, model, make_decoder(config, model))
+    image, target = random_batch("conv_capsules", 2)["image"], np.eye(CLASSES, dtype="float32")[:2]
+    _, errors = trained({"image": image, "target": target})
+    assert errors.shape == (2,) and np.isfinite(errors).all()
+
+
+@pytest.mark.parametrize("name, options", [("cnn_baseline", {}), ("heinsen_sst", {})])
 def test_a_network_without_class_capsules_or_images_is_refused(name, options):
     config = tiny_config(name, reconstruction=0.1, **options)
     with refused(name, "leave out `reconstruction`", "matrix_capsules", "capsnet"):
@@ -120,7 +135,7 @@ def test_a_run_logs_its_reconstruction_and_its_test_draws(run):
         assert f'src="{picture}"' in page
 
 
-def test_a_run_goes_on_as_it_would_have_and_its_network_needs_no_decoder(run, tmp_path):
+def test_a_run_goes_on_as_it_would_have_and_its_network_needs_no_decoder(run, tmp_path, monkeypatch):
     config = RunConfig(**load_params(run / "train" / "params.json"))
     data, checkpoint = make_training_data(config), str(run / "train" / "checkpoints" / "step-12")
 
@@ -131,7 +146,10 @@ def test_a_run_goes_on_as_it_would_have_and_its_network_needs_no_decoder(run, tm
         trainer.checkpoints.restore(checkpoint)
         return trainer
 
-    restored(routing_gauges=True).run()
+    trainer = restored(routing_gauges=True)
+    monkeypatch.setattr("caps_tf.training.trainer.start_from", lambda *given: "starting from mine")
+    assert trainer.start_from("mine") == "starting from mine; the decoder is new"
+    trainer.run()
     assert any(name.startswith("decoder/") for name in weights(run))
     assert_same_weights(weights(tmp_path), weights(run))
     again, expected = log_lines(tmp_path, "train"), log_lines(run, "train")[2:]

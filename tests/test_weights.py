@@ -164,8 +164,12 @@ def test_a_run_on_any_backend_is_exported_with_its_test_accuracy(tmp_path):
     with pytest.raises(UserError, match="not at its end"):
         read_run(tmp_path / "run", "latest", 4, {})
     last = trainer.run()
-    run = read_run(tmp_path / "run", "latest", 4, {})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "folder").rename(tmp_path / "data" / "folder")
+    run = read_run(tmp_path / "run", "latest", 4, {"storage": str(tmp_path)})
+    run = run._replace(config=dataclasses.replace(run.config, reconstruction=0.1))
     export_run(run, tmp_path / "mine", {})
+    assert "not part of the file" in (tmp_path / "mine" / "card.md").read_text()
     model, sample = from_preset(tmp_path / "mine"), weights.load_sample(tmp_path / "mine")
     assert model.card.accuracy["test"]["accuracy"] == last["test_accuracy"] and sample["image"].shape == (4, 20, 16, 3)
     np.testing.assert_allclose(scores_of(model, weights.inputs_of(sample)), sample["scores"], rtol=1e-4, atol=1e-5)

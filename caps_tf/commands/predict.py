@@ -13,6 +13,7 @@ Exit codes: 0 all images judged, 1 an error, in one line, also where some images
 """
 
 import importlib.util
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from caps_tf.data.any_image import fit_image, read_any_image
 from caps_tf.errors import UserError
 from caps_tf.scripts import run_script
 from caps_tf.startup import start_keras
-from caps_tf.weights import list_weights, load_card
+from caps_tf.weights import Card, list_weights, load_card
 
 flags.disclaim_key_flags()  # they belong to what is run: --help lists its own
 FLAGS = flags.FLAGS
@@ -47,7 +48,12 @@ def main(argv: list[str]) -> None:
         raise UserError("say which network: --model=NAME_OR_DIR; --model=list names all")
     if not paths:
         raise UserError("name the images, behind the flags")
-    shape = load_card(FLAGS.model).image_shape
+    card = load_card(FLAGS.model)
+    if card.image_shape[2] == 2:
+        raise UserError(
+            f"{card.name} takes stereo pairs, and a file is one image: give arrays [n, rows, columns, 2] to "
+            f"caps_tf.models.from_preset({FLAGS.model!r})"
+        )
     if FLAGS.picture and importlib.util.find_spec("matplotlib") is None:
         raise UserError("--picture needs matplotlib: pip install matplotlib")
     start_keras()
@@ -58,13 +64,14 @@ def main(argv: list[str]) -> None:
     failures: list[UserError] = []
     if FLAGS.format == "table":
         print(f"{'image':30} {'done':40} class  share")
-    for batch in _batches(paths, shape, failures):
+    taken: set[str] = set()
+    for batch in _batches(paths, card, failures):
         judgement = judge(model, np.stack([pixels for _, pixels, _ in batch]))
         for number, (path, pixels, done) in enumerate(batch):
             shares = judgement.shares[number]
             best = np.argsort(-shares, kind="stable")[: FLAGS.top]
             if FLAGS.picture:
-                done += f"; {_draw(model, path, pixels, best, shares)}"
+                done += f"; {_draw(model, path, picture_name(path, taken), pixels, best, shares)}"
             if FLAGS.format == "table":
                 said = ", ".join(f"{model.class_names[label]} {shares[label]:.1%}" for label in best)
                 print(f"{path:30} {done:40} {said}")
@@ -75,14 +82,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{len(failures)} of {len(paths)} images were left out: {failures[0]}")
 
 
-def _batches(
-    paths: list[str], shape: tuple[int, int, int], failures: list[UserError]
-) -> Iterator[list[tuple[str, np.ndarray, str]]]:
+def _batches(paths: list[str], card: Card, failures: list[UserError]) -> Iterator[list[tuple[str, np.ndarray, str]]]:
     """Images that fit, with what was done to them, a few at a time; what cannot be read goes to `failures`."""
     batch = []
     for path in paths:
         try:
-            batch.append((path, *fit_image(read_any_image(path), shape)))
+            batch.append((path, *fit_image(read_any_image(path), card.image_shape, card.part_of_canvas)))
         except UserError as error:
             failures.append(error)
         if len(batch) == BATCH:
@@ -101,7 +106,22 @@ def _as_json(path: str, done: str, names, scores: np.ndarray, shares: np.ndarray
     return json.dumps(answer if poses is None else {**answer, "poses": by_class(poses)})
 
 
-def _draw(model, path: str, pixels: np.ndarray, best: np.ndarray, shares: np.ndarray) -> Path:
+def picture_name(path: str, taken: set[str]) -> str:
+    """The name of an image's picture, with a number where other images have that name; `taken` comes to hold it.
+
+    Example:
+        >>> taken: set[str] = set()
+        >>> [picture_name(path, taken) for path in ("cars/1.png", "toys/1.png", "toys/2.png")]
+        ['1.png.png', '1.png-2.png', '2.png.png']
+    """
+    name = Path(path).name
+    numbered = (f"{name}.png" if number == 1 else f"{name}-{number}.png" for number in itertools.count(1))
+    unique = next(each for each in numbered if each not in taken)
+    taken.add(unique)
+    return unique
+
+
+def _draw(model, path: str, name: str, pixels: np.ndarray, best: np.ndarray, shares: np.ndarray) -> Path:
     from caps_tf.evaluation.credit import image_credit
     from caps_tf.evaluation.style import save_figure
     from caps_tf.predict import routing_map
@@ -111,7 +131,7 @@ def _draw(model, path: str, pixels: np.ndarray, best: np.ndarray, shares: np.nda
     names = [f"{model.class_names[label]} {shares[label]:.1%}" for label in best]
     figure = image_credit(shown.round().astype("uint8"), routed, names, Path(path).name)
     assert figure is not None, "there is at least one class"
-    return save_figure(figure, Path(FLAGS.picture, f"{Path(path).name}.png"))
+    return save_figure(figure, Path(FLAGS.picture, name))
 
 
 def run() -> None:

@@ -32,12 +32,16 @@ def read_any_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise UserError(f"{path}: cannot be read as an image ({said}): give a PNG, JPEG or the like") from None
 
 
-def fit_image(image: np.ndarray | Image.Image, shape: Sequence[int]) -> tuple[np.ndarray, str]:
+def fit_image(
+    image: np.ndarray | Image.Image, shape: Sequence[int], part: Sequence[int] | None = None
+) -> tuple[np.ndarray, str]:
     """Makes an image fit a network: its colours, its proportions by cutting off the longer sides, and its size.
 
     Args:
         image: a Pillow image, or pixels from 0 to 255, [h, w], [h, w, 1], [h, w, 3], or of as many channels as `shape`.
         shape: (h, w, c) to make.
+        part: (h, w) of images that lie in the middle of that, on black: larger ones are made of this size, smaller ones
+            stay as they are, and so do those that fill all of `shape`.
 
     Returns:
         float32 [h, w, c], and what was done.
@@ -49,6 +53,8 @@ def fit_image(image: np.ndarray | Image.Image, shape: Sequence[int]) -> tuple[np
         >>> fitted, done = fit_image(np.full((8, 4), 9, "uint8"), (2, 2, 3))
         >>> fitted.shape, done
         ((2, 2, 3), 'grey made colour, the middle 4x4 of 8x4 pixels, resized to 2x2')
+        >>> fit_image(np.ones((2, 2)), (4, 4, 1), part=(2, 2))[1]
+        'put in the middle of 4x4 black pixels'
     """
     if isinstance(image, Image.Image):
         image = image.convert("L" if image.mode in ("1", "L") else "RGB")
@@ -62,6 +68,21 @@ def fit_image(image: np.ndarray | Image.Image, shape: Sequence[int]) -> tuple[np
         pixels, changed = _recoloured(pixels, channels)
         done.append(changed)
     have = pixels.shape[:2]
+    if part is None or have == (height, width):
+        pixels, steps = _resized(pixels, height, width)
+        return np.ascontiguousarray(pixels, "float32"), ", ".join([*done, *steps]) or "as it is"
+    if have[0] > part[0] or have[1] > part[1]:
+        pixels, steps = _resized(pixels, part[0], part[1])
+        done += steps
+    top, left = (height - pixels.shape[0]) // 2, (width - pixels.shape[1]) // 2
+    canvas = np.zeros((height, width, channels), "float32")
+    canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return canvas, ", ".join([*done, f"put in the middle of {height}x{width} black pixels"])
+
+
+def _resized(pixels: np.ndarray, height: int, width: int) -> tuple[np.ndarray, list[str]]:
+    """Pixels [height, width, c], cut to the proportions and then resized; and what was done, if anything."""
+    have, done = pixels.shape[:2], []
     scale = min(have[0] / height, have[1] / width)
     cut = max(1, round(height * scale)), max(1, round(width * scale))
     if cut != have:
@@ -73,7 +94,7 @@ def fit_image(image: np.ndarray | Image.Image, shape: Sequence[int]) -> tuple[np
         planes = [Image.fromarray(plane).resize((width, height), method) for plane in np.moveaxis(pixels, -1, 0)]
         pixels = np.stack([np.asarray(plane) for plane in planes], axis=-1)
         done.append(f"resized to {height}x{width}")
-    return np.ascontiguousarray(pixels, "float32"), ", ".join(done) or "as it is"
+    return pixels, done
 
 
 def _recoloured(pixels: np.ndarray, channels: int) -> tuple[np.ndarray, str]:

@@ -11,13 +11,15 @@ from caps_tf.data import conversion
 from caps_tf.data.image_folder import inspect_folder
 from caps_tf.data.viewpoints import DEGREES, STEPS
 from caps_tf.errors import UserError
+from caps_tf.scripts import how_to_call
 
 PathLike = str | os.PathLike[str]
 
 NORB_NAMES = ("smallNORB", "renderedNORB")
 VIEWPOINT_FEATURES = ("instance", "label_elevation", "label_azimuth", "label_lighting")
 
-_FETCH = {"smallNORB": "./data/download.sh", "renderedNORB": "python data/render_norb.py"}
+_FETCH = {"smallNORB": "data/download.sh", "renderedNORB": "data/render_norb.py"}
+"""The script of the repository that fetches or makes a data set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,7 @@ def open_dataset(
 
 def _open_norb(name: str, directory: Path) -> ImageDataset | SentenceDataset:
     converted = directory / "tfrecord"
-    convert = f"python data/convert_to_tfrecord.py --dataset={name}"
+    convert = f"{how_to_call('data/convert_to_tfrecord.py')} --dataset={name}"
     if (converted / "dataset_info.json").is_file():
         return _describe(_open_directory(converted, f"run {convert}"))
     if converted.is_dir():
@@ -125,7 +127,7 @@ def _open_norb(name: str, directory: Path) -> ImageDataset | SentenceDataset:
         )
     if any(directory.glob("*-dat.mat*")):
         raise UserError(f"{directory}: holds no TFRecords yet: run {convert}")
-    raise UserError(f"{directory}: holds no data: run {_FETCH[name]}, then {convert}")
+    raise UserError(f"{directory}: holds no data: run {how_to_call(_FETCH[name])}, then {convert}")
 
 
 def _open_directory(directory: Path, remedy: str) -> tfds.core.DatasetBuilder:

@@ -20,6 +20,7 @@ import numpy as np
 
 from caps_tf.data.norb_matrix import AGAIN, PathLike, decompressed, read_matrix
 from caps_tf.errors import UserError
+from caps_tf.scripts import how_to_call
 
 CATEGORIES = ("animal", "human", "airplane", "truck", "car")
 TRAIN_INSTANCES = (4, 6, 7, 8, 9)
@@ -84,7 +85,8 @@ python data/render_norb.py for renderedNORB
     if split not in ("training", "testing"):
         raise ValueError(f"split must be 'training' or 'testing', not {split!r}")
     directory = Path(directory)
-    remedy = "run ./data/download.sh for smallNORB or python data/render_norb.py for renderedNORB"
+    fetch, render = how_to_call("data/download.sh"), how_to_call("data/render_norb.py")
+    remedy = f"run {fetch} for smallNORB or {render} for renderedNORB"
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory: {remedy}")
     try:

@@ -20,6 +20,7 @@ from matplotlib.ticker import PercentFormatter
 from caps_tf.errors import UserError
 from caps_tf.evaluation.style import COLORS, FAINT, add_legend, new_figure, style_axes
 from caps_tf.networks import NETWORKS
+from caps_tf.scripts import how_to_call
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import current_names
 
@@ -120,7 +121,7 @@ def _name(parameters: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) ->
 def _reports(run: PathLike) -> list[dict[str, Any]]:
     paths = sorted(Path(run, "test").glob("*/report.json"))
     if not paths:
-        raise UserError(f"{run}: holds no reports: run python test.py --load_dir={run} --ckpt_name=all")
+        raise UserError(f"{run}: holds no reports: run {how_to_call('test.py')} --load_dir={run} --ckpt_name=all")
     reports = [json.loads(path.read_text()) for path in paths]
     for path, report in zip(paths, reports, strict=True):
         if not {"familiar", "novel"} <= report["parts"].keys():

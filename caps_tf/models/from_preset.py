@@ -37,22 +37,23 @@ def from_preset(source: str | os.PathLike[str]) -> keras.Model:
         UserError: there is no such network, or its file is damaged or cannot be fetched.
 
     Example:
-        >>> model = from_preset("heinsen2019_smallnorb")  # doctest: +SKIP
-        >>> scores = model.predict(model.preprocess(["toy.png"]))  # doctest: +SKIP
-        >>> model.class_names[scores[0].argmax()]  # doctest: +SKIP
-        'truck'
+        >>> from caps_tf.weights import load_sample
+        >>> model, toys = from_preset("rendered_norb_em"), load_sample("rendered_norb_em")["image"]
+        >>> scores = model.predict(model.preprocess([toys[0], toys[1]]), verbose=0)
+        >>> [model.class_names[label] for label in scores.argmax(axis=-1)]
+        ['airplane', 'human']
     """
     card = load_card(source)
     path = model_file(source)
     model = _from_state_dict(card, path) if path.suffix == ".pt" else _load(path)
     model.card, model.class_names = card, tuple(card.class_names)
     if card.reads == "image":
-        model.preprocess = functools.partial(preprocess, shape=card.image_shape)
+        model.preprocess = functools.partial(preprocess, shape=card.image_shape, part=card.part_of_canvas)
     return model
 
 
-def preprocess(images: Iterable, shape: tuple[int, int, int]) -> np.ndarray:
-    """Images of any size as a batch [b, h, w, c] of one shape, see `from_preset`.
+def preprocess(images: Iterable, shape: tuple[int, int, int], part: tuple[int, int] | None = None) -> np.ndarray:
+    """Images of any size as a batch [b, h, w, c] of one shape, see `from_preset`; `part` as for `fit_image`.
 
     Example:
         >>> preprocess([np.zeros((5, 7), "uint8"), np.zeros((9, 9, 3), "uint8")], (4, 4, 1)).shape
@@ -61,7 +62,7 @@ def preprocess(images: Iterable, shape: tuple[int, int, int]) -> np.ndarray:
     if isinstance(images, (str, os.PathLike)) or getattr(images, "ndim", 3) == 2:
         raise UserError("give a list of images, also of one: [image]")
     read = (read_any_image(each) if isinstance(each, (str, os.PathLike)) else each for each in images)
-    fitted = [fit_image(each, shape)[0] for each in read]
+    fitted = [fit_image(each, shape, part)[0] for each in read]
     return np.stack(fitted) if fitted else np.zeros((0, *shape), "float32")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from caps_tf.errors import UserError
+from caps_tf.scripts import how_to_call
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import whole_numbers_as_floats
 
@@ -142,7 +143,9 @@ def _read_flags(path: Path, table: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             nearest = difflib.get_close_matches(name, known)
             hint = f", perhaps {' or '.join(nearest)}" if nearest else ""
-            raise UserError(f"{path}: [flags] takes no {name!r}{hint}: python train_val.py --helpfull lists the flags")
+            raise UserError(
+                f"{path}: [flags] takes no {name!r}{hint}: {how_to_call('train_val.py')} --helpfull lists them"
+            )
     try:
         values = whole_numbers_as_floats(table)
         RunConfig(**values).check_given(values)

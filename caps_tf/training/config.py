@@ -262,6 +262,8 @@ class RunConfig:
             raise UserError("viewpoints and protocol are two protocols: choose one")
         if self.protocol == "overlap" and self.mixup:
             raise UserError("protocol=overlap lays two examples over each other already: leave out --mixup")
+        if self.protocol == "overlap" and self.reconstruction:
+            raise UserError("protocol=overlap shows two classes, and a decoder draws one: leave out --reconstruction")
         if self.mixup and self.uses_spread_loss:
             raise UserError(
                 "mixup blends classes by shares, which the spread loss does not know: add --loss=cross_entropy"

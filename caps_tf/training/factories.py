@@ -118,7 +118,7 @@ def capsule_outputs(model: keras.Model) -> dict[str, tuple[keras.KerasTensor, ke
 
 
 def class_poses(model: keras.Model) -> keras.KerasTensor | None:
-    """Poses [b, classes, ...] of the class capsules, the last of a model; None for a model whose classes are no capsules.
+    """Poses [b, classes, ...] of the class capsules, the last of a model; None where classes are no capsules, or have no poses.
 
     Example:
         >>> from caps_tf.models import cnn_baseline, conv_capsules
@@ -131,7 +131,8 @@ def class_poses(model: keras.Model) -> keras.KerasTensor | None:
     output = layers[-1].output
     capsules = layers[-1].capsules_of(output)
     poses = capsules[0] if capsules else output  # which has no activations
-    return poses if poses.shape[1] == model.output.shape[-1] else None
+    of_classes = len(poses.shape) > 2 and poses.shape[1] == model.output.shape[-1]  # with two axes they are scores
+    return poses if of_classes else None
 
 
 def make_preprocessing(config: RunConfig, is_norb: bool) -> Preprocessing:

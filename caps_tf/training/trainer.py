@@ -94,7 +94,8 @@ class Trainer:
 
     def start_from(self, source: str) -> str:
         """Takes the weights of a trained network for a start; returns what was done, see `start_from`."""
-        return start_from(self.model, source, self._strategy.scope())
+        said = start_from(self.model, source, self._strategy.scope())
+        return f"{said}; the decoder is new" if self._config.reconstruction else said
 
     def run(self) -> dict[str, float]:
         """Trains to the last epoch.

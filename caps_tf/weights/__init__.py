@@ -72,7 +72,8 @@ def load_card(source: str | os.PathLike[str]) -> Card:
 
 
 def load_sample(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The sample of a trained network: what it reads, by name ("image" uint8 [n, h, w, c]), "label" [n] and "scores".
+    """The sample of a trained network: what it reads, by name ("image" uint8 [n, h, w, c]), "label" [n] and "scores";
+    "label2" of pairs of classes.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -104,4 +105,4 @@ def model_file(source: str | os.PathLike[str]) -> Path:
 
 def inputs_of(sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What of a sample the network reads."""
-    return {name: values for name, values in sample.items() if name not in ("label", "scores")}
+    return {name: values for name, values in sample.items() if name not in ("label", "label2", "scores")}

@@ -38,7 +38,8 @@ class Card:
         data: what it was trained on.
         regime: the command line that trains it, in flags that differ from the defaults.
         training: facts of the run: seed, epochs, steps, examples, checkpoint, backend.
-        preprocessing: fields of `Preprocessing`; None for embeddings.
+        preprocessing: fields of `Preprocessing`; None for embeddings. With a protocol `resize` is the size of the images
+            that lay on its canvas.
         accuracy: part of the test set -> "accuracy", its 95 % Wilson "interval" and "num_examples".
         accuracy_note: what else is to be said of it.
         other_seeds: the same of runs that differ in their seed: "seed" and "accuracy".
@@ -82,6 +83,12 @@ class Card:
             raise UserError(f"{self.name} reads {self.reads}s, not images: choose another `model`")
         rows, columns, channels = (int(size or 0) for size in self.shape)
         return rows, columns, channels
+
+    @property
+    def part_of_canvas(self) -> tuple[int, int] | None:
+        """(h, w) of the images that lay on the black canvas of a protocol when it was trained; None without one."""
+        preprocessing = self.preprocessing or {}
+        return tuple(preprocessing["resize"]) if preprocessing.get("protocol") and preprocessing["resize"] else None
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
