@@ -29,6 +29,7 @@ def test_the_files_of_requirements_name_the_versions_of_pyproject_toml():
     tests = [line for line in EXTRAS["dev"] if not line.startswith(LINTERS)]
     assert lines_of("requirements.txt") == [*PROJECT["dependencies"], *tests]
     assert lines_of("requirements-lint.txt") == linters
+    assert lines_of("requirements-docs.txt") == EXTRAS["docs"]
     assert set(lines_of("requirements-backends.txt")) < {*PROJECT["dependencies"], *tests}
     for backend in ("jax", "torch"):
         assert lines_of(f"requirements-{backend}.txt") == ["-r requirements-backends.txt", *EXTRAS[backend]]
