@@ -258,13 +258,17 @@ def task_of(line: Result) -> str:
 
     Example:
         >>> [task_of({"data": "toys", "preset": "demo", "flags": flags}) for flags in ("", "--viewpoints=azimuth")]
-        ['toys', 'toys, novel azimuth']
+        ['toys', 'toys, novel azimuths']
         >>> task_of({"data": "digits", "preset": "demo", "flags": "--epoch=2 --protocol affine"})
         'digits, protocol affine'
     """
     flags = _flags_of(line["preset"], line["flags"])
-    kinds = ((text, flags.get(name)) for name, text in (("viewpoints", "novel"), ("protocol", "protocol")))
-    return ", ".join([line["data"], *(f"{text} {value}" for text, value in kinds if value)])
+    task = [line["data"]]
+    if trained := flags.get("viewpoints"):
+        task.append(f"novel views (trained on {trained})" if ":" in trained else f"novel {trained}s")
+    if protocol := flags.get("protocol"):
+        task.append(f"protocol {protocol}")
+    return ", ".join(task)
 
 
 def _flags_of(preset: str, given: str) -> dict[str, str]:

@@ -214,12 +214,12 @@ def test_the_best_of_each_kind_are_those_with_the_highest_mean_on_novel_views_wh
     assert "| toys, protocol affine | 35.0 % (`demo`, one seed) |  |" in table
     assert "| toys, protocol overlap | 25.0 % (`demo`, one seed) |  |" in table
     assert "| toys | 60.0 ± 14.1 % (`demo`) | 40.0 % (`demo_cnn`, one seed) |" in table
-    assert "| toys, novel azimuth | 30.0 % (`norb_em`, one seed) |  |" in table
+    assert "| toys, novel azimuths | 30.0 % (`norb_em`, one seed) |  |" in table
 
 
 def test_the_task_of_a_run_is_also_what_its_preset_says(monkeypatch):
     monkeypatch.setattr(accuracy, "load_preset", lambda _: types.SimpleNamespace(flags={"viewpoints": "azimuth"}))
-    assert accuracy.task_of(line()) == "toys, novel azimuth"
+    assert accuracy.task_of(line()) == "toys, novel azimuths"
     assert accuracy.task_of(line(flags="--viewpoints= --protocol=affine")) == "toys, protocol affine"
 
 
