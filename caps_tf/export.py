@@ -91,6 +91,9 @@ def export_run(run: TrainedRun, output: str | os.PathLike[str], card: dict[str, 
         raise UserError(f"{output}: is there already: choose another --output, or delete it")
     name = output.resolve().name
     model = run.network
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = False  # other backends refuse to load it, and a single device has nothing to agree on
     if run.preprocessing is not None:
         prepared = run.preprocessing
         if run.config.protocol:  # whose sample is on its canvas already
