@@ -33,10 +33,9 @@ def make_decoder(config: RunConfig, model: keras.Model) -> ReconstructionDecoder
         return None
     poses = class_poses(model)
     if poses is None or NETWORKS[config.network].reads != "image":
-        able = [name for name, network in NETWORKS.items() if network.routes and network.reads == "image"]
         raise UserError(
-            f"{config.network} with these flags has no class capsules to reconstruct images from: leave out "
-            f"`reconstruction`, or train {', '.join(able[:-1])} or {able[-1]}"
+            f"{config.network} with these flags has no class capsules with poses to reconstruct images from: leave out "
+            "`reconstruction`, or choose a network and a routing that have (most do, such as --network=capsnet)"
         )
     decoder = ReconstructionDecoder(model.inputs[0].shape[1:], dtype=config.precision, name="decoder")
     decoder.build(poses.shape, poses.shape[:2])
