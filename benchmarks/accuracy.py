@@ -19,7 +19,6 @@ import argparse
 import json
 import re
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.process import ROOT, describe_commit, describe_machine
+from benchmarks.process import ROOT, describe_commit, describe_machine, exit_code
 from benchmarks.results import Result
 from caps_tf.errors import UserError
 from caps_tf.networks import NETWORKS
@@ -312,22 +311,17 @@ def _best_cell(lines: Sequence[Result]) -> str:
 
 def main() -> int:
     arguments = parse_arguments()
-    # As an exception, so that the script that runs is stopped too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+
+    def run_all() -> int:
         failed = 0 if arguments.table else measure(arguments)
-        output = table(results.read(arguments.output))
-        print(output)
+        lines = results.read(arguments.output)
+        print(table(lines))
         if arguments.output == ACCURACIES:
-            results.put_between(ROOT / "docs" / "RESULTS.md", BEGIN, END, output)
-            results.put_between(ROOT / "README.md", BEST_BEGIN, BEST_END, best_table(results.read(arguments.output)))
+            results.put_between(ROOT / "docs" / "RESULTS.md", BEGIN, END, table(lines))
+            results.put_between(ROOT / "README.md", BEST_BEGIN, BEST_END, best_table(lines))
         return 1 if failed else 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted: the same command goes on with the runs that are missing", file=sys.stderr)
-        return 130
+
+    return exit_code(run_all)
 
 
 if __name__ == "__main__":

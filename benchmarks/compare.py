@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.accuracy import MEASURED, figures
 from benchmarks.comparison import COLUMNS, draw, table
-from benchmarks.process import ROOT, describe_commit, describe_machine
+from benchmarks.process import ROOT, describe_commit, describe_machine, exit_code
 from benchmarks.results import Result
 from caps_tf.errors import UserError
 from caps_tf.evaluation.style import save_figure
@@ -231,9 +230,8 @@ def curve(log: Sequence[Mapping[str, Any]], seconds: float) -> str:
 
 def main() -> int:
     arguments = parse_arguments()
-    # As an exception, so that the script that runs is stopped too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+
+    def run() -> int:
         failed = 0 if arguments.table else Comparison(arguments).run()
         lines = results.read(arguments.output)
         print(table(lines))
@@ -243,12 +241,8 @@ def main() -> int:
         if arguments.output == COMPARED:
             results.put_between(ROOT / "README.md", BEGIN, END, table(lines))
         return 1 if failed else 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted: the same command goes on with the runs that are missing", file=sys.stderr)
-        return 130
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

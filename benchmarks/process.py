@@ -4,10 +4,14 @@ import os
 import platform
 import re
 import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+
+from caps_tf.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,6 +79,20 @@ def describe_machine() -> dict[str, str]:
         "machine": f"{model}, {os.cpu_count()} cores",
         "versions": ", ".join(versions),
     }
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """Runs a command that can be given again after an interruption; what a user can mend is one line and 1."""
+    # As an exception, so that the script that runs is stopped too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted: the same command goes on with the runs that are missing", file=sys.stderr)
+        return 130
 
 
 def _git(*arguments: str) -> str:
