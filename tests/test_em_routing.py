@@ -8,7 +8,8 @@ from keras import ops
 
 from caps_tf.layers import EMClassCapsules, EMConvCapsules
 from caps_tf.routing import em
-from caps_tf.routing.em import initial_routing_weights, log_likelihood, m_step, softmax_over_parents
+from caps_tf.routing.competition import initial_routing_weights, softmax_over_parents
+from caps_tf.routing.em import log_likelihood, m_step
 from caps_tf.routing.neighbourhood import Neighbourhood
 from tests import em_reference
 from tests.gradients import gradients

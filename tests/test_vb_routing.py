@@ -10,8 +10,8 @@ from scipy.special import polygamma
 from caps_tf.layers import CapsuleNormalization, VBClassCapsules, VBConvCapsules
 from caps_tf.models import vb_capsules
 from caps_tf.routing import Neighbourhood, Prior, vb_routing
+from caps_tf.routing.competition import initial_routing_weights
 from caps_tf.routing.digamma import digamma
-from caps_tf.routing.em import initial_routing_weights
 from caps_tf.routing.health import trace_gauges
 from caps_tf.routing.variational_bayes import COVARIANCES
 from tests import vb_reference

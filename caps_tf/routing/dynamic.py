@@ -17,7 +17,7 @@ import keras
 from keras import ops
 
 from caps_tf.routing.bounds import bounded_gradient, bounded_values
-from caps_tf.routing.em import initial_routing_weights, softmax_over_parents
+from caps_tf.routing.competition import begin, softmax_over_parents
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.tensors import Tensor
 
@@ -122,22 +122,18 @@ def dynamic_routing(
     if iterations < 1:
         raise ValueError(f"dynamic routing needs at least 1 iteration, not {iterations}")
     votes = ops.convert_to_tensor(votes)
-    p, q = neighbourhood.parents
-    _, _, _, j, d, k, i = votes.shape
-    in_space = (-1, p, q, j, k, i)
-    # Sums over children know nothing of space, see `em_routing`.
-    votes = bounded_values(ops.reshape(votes, (-1, j, d, k * i)))
-    weights = ops.convert_to_tensor(initial_routing_weights(neighbourhood, j), dtype=votes.dtype)
-    weights = ops.broadcast_to(weights, (ops.shape(votes)[0] // (p * q), *in_space[1:]))
+    in_space = (-1, *votes.shape[1:4], *votes.shape[5:])
+    votes, weights = begin(votes, neighbourhood)
+    _, parent_types, pose_size, children = votes.shape
     logits = ops.zeros_like(votes[:, :, 0])
     for remaining in reversed(range(iterations)):
         if constant_weights:
             weights = ops.stop_gradient(weights)
-        parents = squash(ops.einsum("njdc,njc->njd", votes, ops.reshape(weights, (-1, j, k * i))))
+        parents = squash(ops.einsum("njdc,njc->njd", votes, ops.reshape(weights, (-1, parent_types, children))))
         if remaining:
             logits = bounded_gradient(logits + ops.einsum("njdc,njd->njc", votes, parents))
             weights = softmax_over_parents(ops.reshape(logits, in_space), neighbourhood)
-    return DynamicParents(ops.reshape(parents, (-1, p, q, j, d)), weights)
+    return DynamicParents(ops.reshape(parents, (*in_space[:4], pose_size)), weights)
 
 
 def _squared_length(vectors: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from caps_tf.routing.bounds import bounded_gradient, bounded_values
+from caps_tf.routing.competition import begin, softmax_over_parents
 from caps_tf.routing.gaussian import mean_and_variance, squared_distance
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.tensors import Tensor
@@ -48,25 +49,6 @@ def inverse_temperature(iteration: int, final_lambda: float) -> float:
         0.0005
     """
     return final_lambda * (1.0 - 0.95 ** (iteration + 1))
-
-
-def initial_routing_weights(neighbourhood: Neighbourhood, parent_types: int) -> np.ndarray:
-    """Equal shares: 1 / (n J) for a child seen from n parent positions with J parent types each.
-
-    Args:
-        neighbourhood: the receptive fields.
-        parent_types: J.
-
-    Returns:
-        float64 array [1, p, q, 1, k, 1], the same for each image, child type and parent type.
-
-    Example:
-        >>> float(initial_routing_weights(Neighbourhood.whole((4, 4)), parent_types=5).sum())   # 16 children / 5
-        3.2
-    """
-    seen = neighbourhood.parents_per_child().ravel()[neighbourhood.child_of_pairs()]
-    seen = seen.reshape(1, *neighbourhood.parents, 1, neighbourhood.kernel_positions, 1)
-    return 1.0 / (seen * parent_types)
 
 
 def m_step(
@@ -126,28 +108,6 @@ def log_likelihood(votes: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
     return -distance - 0.5 * ops.sum(ops.log(2.0 * np.pi * variance), axis=-1)[..., None]
 
 
-def softmax_over_parents(logits: Tensor, neighbourhood: Neighbourhood) -> Tensor:
-    """Softmax over all parents that see a child: all types at all positions jointly.
-
-    Gritzman's first repair: a child that lies in several receptive fields shares itself among all of them, so
-    that parents at different positions compete for it. Children are never mixed, and a parent that a child does
-    not feed takes no part.
-
-    Args:
-        logits: [b, p, q, j, k, i].
-        neighbourhood: the receptive fields.
-
-    Returns:
-        [b, p, q, j, k, i]; for each child seen by a parent, the entries that belong to it sum to 1.
-    """
-    logits = ops.convert_to_tensor(logits)
-    # The shift cancels in the quotient, so its gradient is zero by construction.
-    largest = neighbourhood.gather(neighbourhood.scatter_max(ops.max(logits, axis=3)))
-    odds = ops.exp(logits - ops.stop_gradient(largest)[:, :, :, None])
-    total = neighbourhood.gather(neighbourhood.scatter_add(ops.sum(odds, axis=3)))
-    return odds / total[:, :, :, None]
-
-
 def em_routing(
     votes: Tensor,
     activations: Tensor,
@@ -197,19 +157,13 @@ def em_routing(
         raise ValueError(f"EM routing needs at least 1 iteration, not {iterations}")
     votes, activations = ops.convert_to_tensor(votes), ops.convert_to_tensor(activations)
     beta_u, beta_a = bounded_values(beta_u), bounded_values(beta_a)
-    p, q = neighbourhood.parents
-    _, _, _, parent_types, pose_size, kernel_positions, child_types = votes.shape
-    in_space = (-1, p, q, parent_types, kernel_positions, child_types)
-    # An M-step knows nothing of space: it sees parent positions of all images side by side, and their children in a
-    # row. Compilers handle four axes far better than seven.
-    merged = (-1, parent_types, kernel_positions * child_types)
-    votes = bounded_values(ops.reshape(votes, (-1, parent_types, pose_size, kernel_positions * child_types)))
-    activations = ops.reshape(activations, (-1, 1, kernel_positions * child_types))
-    routing_weights = ops.convert_to_tensor(initial_routing_weights(neighbourhood, parent_types), dtype=votes.dtype)
-    routing_weights = ops.broadcast_to(routing_weights, (ops.shape(votes)[0] // (p * q), *in_space[1:]))
+    in_space = (-1, *votes.shape[1:4], *votes.shape[5:])
+    votes, routing_weights = begin(votes, neighbourhood)
+    _, parent_types, pose_size, children = votes.shape
+    activations = ops.reshape(activations, (-1, 1, children))
     for iteration in range(iterations):
         # M-step
-        weights = ops.reshape(routing_weights, merged) * activations
+        weights = ops.reshape(routing_weights, (-1, parent_types, children)) * activations
         temperature = inverse_temperature(iteration, final_lambda) if fixed_temperature is None else fixed_temperature
         mu, variance, parent_logits = m_step(weights, votes, beta_u, beta_a, temperature, epsilon, variance_floor)
         parent_activations = bounded_gradient(ops.sigmoid(parent_logits))

@@ -24,8 +24,9 @@ from typing import NamedTuple
 from keras import ops
 
 from caps_tf.routing.bounds import bounded_gradient, bounded_values
+from caps_tf.routing.competition import begin, softmax_over_parents
 from caps_tf.routing.digamma import digamma
-from caps_tf.routing.em import Parents, initial_routing_weights, softmax_over_parents
+from caps_tf.routing.em import Parents
 from caps_tf.routing.gaussian import mean_and_variance, squared_distance
 from caps_tf.routing.neighbourhood import Neighbourhood
 from caps_tf.tensors import Tensor
@@ -244,17 +245,13 @@ def vb_routing(
         raise ValueError(f"covariance must be one of {', '.join(COVARIANCES)}, not {covariance!r}")
     votes, activations = ops.convert_to_tensor(votes), ops.convert_to_tensor(activations)
     beta_u, beta_a = bounded_values(beta_u), bounded_values(beta_a)
-    p, q = neighbourhood.parents
-    _, _, _, parent_types, pose_size, kernel_positions, child_types = votes.shape
-    in_space = (-1, p, q, parent_types, kernel_positions, child_types)
-    # As in EM routing: an update sees parent positions of all images side by side, and their children in a row.
-    merged = (-1, parent_types, kernel_positions * child_types)
-    votes = bounded_values(ops.reshape(votes, (-1, parent_types, pose_size, kernel_positions * child_types)))
-    activations = ops.reshape(activations, (-1, 1, kernel_positions * child_types))
-    routing_weights = ops.convert_to_tensor(initial_routing_weights(neighbourhood, parent_types), dtype=votes.dtype)
-    routing_weights = ops.broadcast_to(routing_weights, (ops.shape(votes)[0] // (p * q), *in_space[1:]))
+    in_space = (-1, *votes.shape[1:4], *votes.shape[5:])
+    votes, routing_weights = begin(votes, neighbourhood)
+    _, parent_types, pose_size, children = votes.shape
+    activations = ops.reshape(activations, (-1, 1, children))
     for iteration in range(iterations):
-        parents = update_parents(ops.reshape(routing_weights, merged) * activations, votes, prior, covariance)
+        weights = ops.reshape(routing_weights, (-1, parent_types, children)) * activations
+        parents = update_parents(weights, votes, prior, covariance)
         if iteration < iterations - 1:
             logits = expected_log_shares(parents.alpha)[..., None] + expected_log_likelihood(votes, parents)
             routing_weights = softmax_over_parents(ops.reshape(bounded_gradient(logits), in_space), neighbourhood)
