@@ -17,19 +17,17 @@ neighbour in pixels, or a logistic regression on sentences. It has no seeds.
 
 import argparse
 import json
-import re
 import shlex
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.process import ROOT, describe_commit, describe_machine, exit_code
+from benchmarks.process import ROOT, exit_code
 from benchmarks.results import Result
+from benchmarks.runs import figures, origin, places, run_script, train_and_test
 from caps_tf.errors import UserError
 from caps_tf.networks import NETWORKS
 from caps_tf.presets import OF_A_RUN, load_preset
@@ -43,7 +41,6 @@ COLUMNS = (
     *("preset", "data", "dataset", "flags", "seed", *SAME),
     *("seconds", "familiar", "novel", "commit", "machine", "date"),
 )
-MEASURED = ("caps_tf", "train_val.py", "test.py")
 PLAIN = "plain_classifiers"
 """Stands in the place of a preset; data/plain_classifiers.py is run."""
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
@@ -111,20 +108,10 @@ def run(preset: str, seed: int, arguments: argparse.Namespace) -> Result:
     Raises:
         subprocess.CalledProcessError: if a script fails.
     """
-    where, start = _where(), time.monotonic()
-    flags = (
-        f"--preset={preset}",
-        *_places(arguments),
-        *arguments.flags,
-        f"--seed={seed}",
-        f"--name={preset}_seed{seed}",
-    )
-    output = _script("train_val.py", *flags)
-    seconds = time.monotonic() - start
-    directory = Path(re.search(r"^trained: (.*)$", output, re.MULTILINE)[1])
-    _script("test.py", f"--load_dir={directory}")
-    [path] = (directory / "test").glob("*/report.json")
-    return {**figures(json.loads(path.read_text(encoding="utf-8"))), "seconds": f"{seconds:.1f}", **where}
+    name = f"--name={preset}_seed{seed}"
+    measured_at = origin()
+    trained = train_and_test(f"--preset={preset}", *places(arguments), *arguments.flags, f"--seed={seed}", name)
+    return {**trained.figures, "seconds": f"{trained.seconds:.1f}", **measured_at}
 
 
 def run_plain(arguments: argparse.Namespace) -> Result:
@@ -133,44 +120,12 @@ def run_plain(arguments: argparse.Namespace) -> Result:
     Raises:
         subprocess.CalledProcessError: if the script fails.
     """
-    where, start = _where(), time.monotonic()
-    output = json.loads(_script(f"data/{PLAIN}.py", *_places(arguments), *arguments.flags).splitlines()[-1])
+    measured_at = origin()
+    script = run_script(f"data/{PLAIN}.py", *places(arguments), *arguments.flags)
+    output = json.loads(script.output.splitlines()[-1])
     details = {name: output.get(name, "") for name in ("training_examples", "parameters", "step")}
-    seconds = time.monotonic() - start
-    return {**figures({"parts": output["parts"], "details": details}), "seconds": f"{seconds:.1f}", **where}
-
-
-def _places(arguments: argparse.Namespace) -> list[str]:
-    places = {name: getattr(arguments, name) for name in ("dataset", "data_dir", "storage")}
-    return [f"--{name}={value}" for name, value in places.items() if value]
-
-
-def _where() -> Result:
-    """Where and when, and of which commit."""
-    today = datetime.now(UTC).strftime("%Y-%m-%d")
-    return {"machine": describe_machine()["machine"], "commit": describe_commit(*MEASURED), "date": today}
-
-
-def figures(report: dict) -> Result:
-    """What a report of test.py says of sizes and accuracies; without novel viewpoints or images all are familiar."""
-    parts, details = report["parts"], report["details"]
-    familiar, novel = parts.get("familiar") or parts["test"], parts.get("novel", {})
-    found = {
-        "train_images": details["training_examples"],
-        "test_images": familiar["num_examples"],
-        "novel_images": novel.get("num_examples", ""),
-        "parameters": details["parameters"],
-        "steps": details["step"],
-        "familiar": familiar["accuracy"],
-        "novel": novel.get("accuracy", ""),
-    }
-    return {name: str(value) for name, value in found.items()}
-
-
-def _script(name: str, *flags: str) -> str:
-    """Runs a script; what it says while it runs stays visible, and its result is returned."""
-    command = [sys.executable, str(ROOT / name), *flags]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found = figures({"parts": output["parts"], "details": details})
+    return {**found, "seconds": f"{script.seconds:.1f}", **measured_at}
 
 
 def _key(line: Result) -> tuple[str, ...]:

@@ -17,22 +17,19 @@ alone on the machine: its seconds decide how long a network trains.
 import argparse
 import dataclasses
 import json
-import os
-import re
 import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.accuracy import MEASURED, figures
 from benchmarks.comparison import COLUMNS, draw, table
-from benchmarks.process import ROOT, describe_commit, describe_machine, exit_code
+from benchmarks.process import ROOT, exit_code
 from benchmarks.results import Result
+from benchmarks.runs import origin, places, train_and_test
 from caps_tf.errors import UserError
 from caps_tf.evaluation.style import save_figure
 from caps_tf.evaluation.training_log import read_log
@@ -168,19 +165,14 @@ class Comparison:
 
     def _train_and_test(self, name: str, epochs: int, seed: int) -> Result:
         """Raises subprocess.CalledProcessError if a script fails."""
-        places = {flag: getattr(self._arguments, flag) for flag in ("dataset", "data_dir", "storage")}
-        places = {flag: value for flag, value in places.items() if value}
-        flags = {**self._flags[name], **places, "epoch": epochs, "seed": seed, "name": f"compare_{name}_seed{seed}"}
+        run = {"epoch": epochs, "seed": seed, "name": f"compare_{name}_seed{seed}"}
         flags = [
-            f"--{flag}={str(value).lower() if isinstance(value, bool) else value}" for flag, value in flags.items()
+            f"--{flag}={str(value).lower() if isinstance(value, bool) else value}"
+            for flag, value in {**self._flags[name], **run}.items()
         ]
-        output, peak = run_script("train_val.py", *flags, *self._arguments.flags)
-        directory = Path(re.search(r"^trained: (.*)$", output, re.MULTILINE)[1])
-        run_script("test.py", f"--load_dir={directory}")
-        [path] = (directory / "test").glob("*/report.json")
+        directory, found, peak, _ = train_and_test(*flags, *places(self._arguments), *self._arguments.flags)
         log = read_log(directory / "train" / "log.jsonl")
         params = json.loads((directory / "train" / "params.json").read_text(encoding="utf-8"))
-        found = figures(json.loads(path.read_text(encoding="utf-8")))
         rate = statistics.median(record["images_per_second"] for record in log if record["split"] == "train")
         seconds = int(found["steps"]) * int(params["batch_size"]) / rate
         return {
@@ -190,30 +182,8 @@ class Comparison:
             "train_seconds": f"{seconds:.1f}",
             "peak_mib": f"{peak:.0f}",
             "curve": curve(log, seconds),
-            "machine": describe_machine()["machine"],
-            "commit": describe_commit(*MEASURED),
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            **origin(),
         }
-
-
-def run_script(name: str, *flags: str) -> tuple[str, float]:
-    """Runs a script; returns its result and the most MiB that it held. What it says while it runs stays visible.
-
-    Raises:
-        subprocess.CalledProcessError: if it fails.
-    """
-    command = [sys.executable, str(ROOT / name), *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            output = process.stdout.read()
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return output, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def curve(log: Sequence[Mapping[str, Any]], seconds: float) -> str:

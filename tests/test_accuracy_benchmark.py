@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, results
+from benchmarks import accuracy, results, runs
 from caps_tf.data.datasets import open_dataset
 from caps_tf.data.images import evaluation_batches
 from caps_tf.data.preprocessing import Preprocessing
@@ -153,7 +153,7 @@ def test_other_flags_data_or_presets_are_other_runs_and_again_replaces_a_line():
 def test_a_report_on_novel_viewpoints_gives_both_accuracies():
     details = {"training_examples": 10, "parameters": 7, "step": 3}
     parts = {"familiar": {"num_examples": 4, "accuracy": 0.75}, "novel": {"num_examples": 8, "accuracy": 0.5}}
-    found = accuracy.figures({"details": details, "parts": parts})
+    found = runs.figures({"details": details, "parts": parts})
     assert (found["familiar"], found["novel"]) == ("0.75", "0.5")
     assert (found["test_images"], found["novel_images"]) == ("4", "8")
 
