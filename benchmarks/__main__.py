@@ -1,4 +1,4 @@
-"""Times training steps, evaluation, the input pipeline and the data scripts, each row in a process of its own.
+"""Times training steps, evaluation, the input pipeline, scripts and the whole demo, each row in a process of its own.
 
     python -m benchmarks                                     every row; minutes on two cores
     python -m benchmarks --rows=em_2,attention_2             some
@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.measure import Settings, measure_in_a_process, measure_task
 from benchmarks.process import describe_machine
-from benchmarks.rows import DATA_ROWS, NETWORK_ROWS, ROWS, Row
+from benchmarks.rows import NETWORK_ROWS, ROWS, Row
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.csv"
@@ -45,8 +45,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def chosen_rows(names: str | None, backend: str) -> list[Row]:
-    if names is None:  # the data rows are TensorFlow's
-        return [*NETWORK_ROWS, *DATA_ROWS] if backend == "tensorflow" else list(NETWORK_ROWS)
+    if names is None:  # all but the networks' rows are TensorFlow's
+        return list(ROWS.values()) if backend == "tensorflow" else list(NETWORK_ROWS)
     unknown = sorted(set(names.split(",")) - set(ROWS))
     if unknown:
         sys.exit(f"error: no row is called {unknown[0]!r}: --rows takes {', '.join(ROWS)}")

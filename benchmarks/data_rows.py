@@ -101,13 +101,8 @@ def _config(row: Row, full: bool):
     """The published regimes of Hinton et al. and of Heinsen."""
     from caps_tf.training.config import RunConfig
 
-    encoding = row.options["encoding"]
-    directory = _rendered(encoding, full)
-    if not (directory / "tfrecord" / "dataset_info.json").exists():
-        _script(
-            "data/convert_to_tfrecord.py", f"--data_dir={directory}", f"--encoding={encoding}", "--dataset=renderedNORB"
-        )
-    options = {"dataset": "renderedNORB", "data_dir": str(directory), "batch_size": row.batch, "val_prop": 0.0}
+    directory = str(converted(row.options["encoding"], full))
+    options = {"dataset": "renderedNORB", "data_dir": directory, "batch_size": row.batch, "val_prop": 0.0}
     if row.options.get("pairs"):
         options |= {"network": "heinsen_norb", "views": "stereo", "image_size": "96", "pad": 16, "augment": "crop"}
         options |= {"mixup": 0.2}
@@ -132,6 +127,15 @@ def _rendered(encoding: str, full: bool) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         for path in source.glob("*.mat"):
             os.link(path, directory / path.name)
+    return directory
+
+
+def converted(encoding: str, full: bool = False) -> Path:
+    """A directory of rendered toys and their records, made unless it is there."""
+    directory = _rendered(encoding, full)
+    if not (directory / "tfrecord" / "dataset_info.json").exists():
+        flags = f"--data_dir={directory}", f"--encoding={encoding}", "--dataset=renderedNORB"
+        _script("data/convert_to_tfrecord.py", *flags)
     return directory
 
 

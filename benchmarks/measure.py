@@ -65,6 +65,10 @@ def measure(row: Row, settings: Settings) -> dict[str, object]:
         return measure_ceilings(settings.precision)
     if row.kind in ("step", "forward"):
         return measure_network(row, settings)
+    if row.kind in ("demo", "start"):
+        from benchmarks.whole_rows import measure_whole
+
+        return measure_whole(row)
     from benchmarks.data_rows import measure_data
 
     return measure_data(row, settings)

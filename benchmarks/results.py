@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.rows import DATA_ROWS, NETWORK_ROWS, Figures, Row
+from benchmarks.rows import DATA_ROWS, NETWORK_ROWS, ROWS, WHOLE_ROWS, Figures, Row
 from caps_tf.files import write_atomically
 
 COLUMNS = (
@@ -45,7 +45,7 @@ def merge(old: Sequence[Result], new: Iterable[dict[str, object]]) -> list[Resul
     by_key = {key(result): result for result in old}
     for result in new:
         by_key[key(result)] = {name: str(result.get(name, "")) for name in COLUMNS}
-    order = [row.name for row in (*NETWORK_ROWS, *DATA_ROWS)]
+    order = list(ROWS)
     return sorted(by_key.values(), key=lambda result: (*key(result)[1:], order.index(result["name"])))
 
 
@@ -87,6 +87,9 @@ def _section(place: tuple[str, str], results: dict[str, Result]) -> str:
     if data:
         heading = ("data", "images/s", "seconds", "peak MB", "MB/s written", "cores used", "against training")
         parts.append(markdown(heading, data))
+    whole = [_whole_line(row, results[row.name]) for row in WHOLE_ROWS if row.name in results]
+    if whole:
+        parts.append(markdown(("command", "seconds", "peak MB", "seconds in it"), whole))
     return "\n\n".join(parts)
 
 
@@ -153,6 +156,10 @@ def _data_line(row: Row, results: dict[str, Result]) -> list[str]:
         result["cores_used"],
         against,
     ]
+
+
+def _whole_line(row: Row, result: Result) -> list[str]:
+    return [row.title, result["seconds"], result["peak_mib"], result["remark"]]
 
 
 _SMALL, _LARGE = (("em_1", "em_2", "em_3"), ("cnn",)), (("heinsen_norb",),)

@@ -20,7 +20,8 @@ class Row:
     Attributes:
         name: what --rows calls it.
         title: what the table calls it.
-        kind: "step" (forward, backward and optimiser), "forward" (as test.py evaluates), or a kind of `data_rows`.
+        kind: "step" (forward, backward and optimiser), "forward" (as test.py evaluates), or a kind of `data_rows` or
+            `whole_rows`.
         network: a function of `networks`.
         options: its arguments.
         batch: examples a step.
@@ -197,4 +198,9 @@ DATA_ROWS = (
     Row("input_wait", "share of training that waits for images (EM, 1 iteration, PNG)", "wait", batch=64),
 )
 
-ROWS = {row.name: row for row in (*NETWORK_ROWS, *DATA_ROWS)}
+WHOLE_ROWS = (
+    Row("demo", "`make demo`, installed, from its first command to the report", "demo"),
+    Row("start", "`train_val.py --preset=demo` until its first step is taken", "start"),
+)
+
+ROWS = {row.name: row for row in (*NETWORK_ROWS, *DATA_ROWS, *WHOLE_ROWS)}

@@ -1,7 +1,9 @@
 """`python -m benchmarks` measures what it says, keeps what it measured, and tells bad input in a line."""
 
 import dataclasses
+import doctest
 import json
+import os
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import growth, results
+from benchmarks import growth, results, whole_rows
 from benchmarks.measure import Settings, measure_task
 from benchmarks.networks import NETWORKS, cross_entropy, heinsen_routing, own_loss, random_batch, spread, vector_routing
 from benchmarks.rows import NETWORK_ROWS, ROWS, Figures, Row
@@ -121,6 +123,23 @@ def test_the_input_pipeline_is_compared_with_the_fastest_network_that_it_feeds()
     ]
     table = results.tables(results.merge([], lines))
     assert "20.0 times what em_1 consumes" in table
+
+
+def test_whole_commands_are_divided_into_their_parts():
+    assert doctest.testmod(whole_rows).failed == 0
+    [kept] = results.merge([], [line("start", remark="the second start (start 6.0)")])
+    assert "until its first step is taken | 0.5 | 1000 | the second start (start 6.0) |" in results.tables([kept])
+
+
+def test_a_command_whose_lines_are_not_wanted_any_more_is_killed(tmp_path):
+    script = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
+    lines = whole_rows._listen([sys.executable, "-c", script], dict(os.environ))
+    _, pid = next(lines)
+    lines.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+    with pytest.raises(subprocess.CalledProcessError):
+        list(whole_rows._listen([sys.executable, "-c", "sys.exit(3)"], dict(os.environ)))
 
 
 def test_the_tables_go_between_the_marks_of_the_readme_and_nothing_else_moves(tmp_path):
