@@ -1,7 +1,7 @@
 # `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests; `make test-backends`
 # those of the layers and networks on JAX and PyTorch; `make campaign` kills runs, breaks clusters and damages input in
 # full, and prints its counts; `make lint` checks types, format and style, `make format` fixes the last two; `make docs`
-# builds the site. All install first.
+# builds the site, `make notebooks` executes the notebooks. All install first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,13 +10,13 @@ BIN := $(VENV)/bin
 BACKEND_TESTS := $(addprefix tests/test_,em_routing.py vb_routing.py heinsen_routing.py heinsen_vectors.py \
   heinsen_vector_layers.py inverted_attention.py attention_layers.py self_routing.py dynamic_routing.py layers.py models.py \
   attention_network.py finite_routing.py routing_health.py conv_capsules.py decoder.py any_backend.py \
-  accelerator_benchmark.py attacks.py weights.py)
+  accelerator_benchmark.py attacks.py weights.py notebooks.py)
 
 CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py full_disks.py cluster.py \
   half_precision.py growth.py download.py norb_matrix.py norb_format.py convert.py import_weights.py memory.py \
   finite_routing.py)
 
-.PHONY: demo test test-backends test-jax test-torch campaign lint format docs install clean
+.PHONY: demo test test-backends test-jax test-torch campaign lint format docs notebooks install clean
 
 install: $(VENV)/installed
 
@@ -65,6 +65,13 @@ docs: $(VENV)-docs/installed
 $(VENV)-docs/installed: requirements-docs.txt
 	$(PYTHON) -m venv $(VENV)-docs
 	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
+notebooks: $(VENV)/notebooks
+	$(BIN)/python examples/notebooks/execute.py
+
+$(VENV)/notebooks: $(VENV)/installed requirements-notebooks.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-notebooks.txt
 	touch $@
 
 clean:

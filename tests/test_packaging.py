@@ -30,6 +30,8 @@ def test_the_files_of_requirements_name_the_versions_of_pyproject_toml():
     assert lines_of("requirements.txt") == [*PROJECT["dependencies"], *tests]
     assert lines_of("requirements-lint.txt") == linters
     assert lines_of("requirements-docs.txt") == EXTRAS["docs"]
+    assert lines_of("requirements-notebooks.txt") == EXTRAS["notebooks"]
+    assert {*EXTRAS["text"], *(line for line in tests if line.startswith("nbformat"))} < {*EXTRAS["notebooks"]}
     assert set(lines_of("requirements-backends.txt")) < {*PROJECT["dependencies"], *tests}
     for backend in ("jax", "torch"):
         assert lines_of(f"requirements-{backend}.txt") == ["-r requirements-backends.txt", *EXTRAS[backend]]
@@ -44,7 +46,7 @@ def test_the_conda_environment_installs_requirements_txt():
 
 
 def test_who_uses_the_package_does_not_install_its_tests():
-    assert not [line for line in PROJECT["dependencies"] if line.startswith(("pytest", "hypothesis", *LINTERS))]
+    assert not [line for line in PROJECT["dependencies"] if line.startswith(("pytest", "hypothesis", "nb", *LINTERS))]
 
 
 MISSING = """
