@@ -1,5 +1,6 @@
 """Results of testing that are easy to work out by hand, a log of training, and whether a figure shows anything."""
 
+import html.parser
 import itertools
 import json
 from pathlib import Path
@@ -54,6 +55,48 @@ def log_records(steps=range(10, 2010, 10)) -> list[dict]:
 def write_log(path: Path, records: list[dict], tail: str = "") -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
     return path
+
+
+class Page(html.parser.HTMLParser):
+    """The pictures a page shows, its text, and the text that no click is needed for; fails on tags that are not closed."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.images, self.narrow, self.open, self._text, self._shown = [], [], [], [], []
+        self.feed(source)
+        assert not self.open
+        assert all(image["alt"] for image in self.images)
+
+    @property
+    def sources(self) -> list[str]:
+        return [image["src"] for image in self.images]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self._text).split())
+
+    @property
+    def shown(self) -> str:
+        return " ".join(" ".join(self._shown).split())
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "img":
+            self.images.append(attributes)
+        elif tag == "source":
+            self.narrow.append(attributes["srcset"])
+        elif tag != "meta":
+            self.open.append("folded" if tag == "details" and "open" not in attributes else tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() in (tag, "folded" if tag == "details" else tag)
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self._text.append(data)
+        if "folded" not in self.open or self.open[-1] == "summary":
+            self._shown.append(data)
 
 
 def assert_drawn(path: Path, smallest_side: int = 200) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import doctest
-import html.parser
 import importlib
 import json
 import pkgutil
@@ -17,7 +16,9 @@ import caps_tf.evaluation
 from caps_tf.errors import UserError
 from caps_tf.evaluation import metrics, report, training_log
 from caps_tf.evaluation.predictions import Predictions, concatenate
-from tests.evaluation_examples import assert_drawn, hand_made, log_records, turning_toys, write_log
+from caps_tf.presets import load_preset
+from caps_tf.training.config import RunConfig
+from tests.evaluation_examples import Page, assert_drawn, hand_made, log_records, turning_toys, write_log
 
 
 def toy_images(predictions: Predictions) -> np.ndarray:
@@ -204,28 +205,6 @@ def test_steps_repeated_after_a_restart_replace_the_lost_ones(tmp_path):
 # The whole report
 
 
-class Page(html.parser.HTMLParser):
-    """The images a page shows and the text in it; fails on tags that are not closed."""
-
-    def __init__(self, source: str):
-        super().__init__()
-        self.sources, self.text, self.open = [], "", []
-        self.feed(source)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "img":
-            self.sources.append(dict(attributes)["src"])
-        elif tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_report_shows_every_number_and_figure(tmp_path):
     parts = {"familiar": turning_toys([16, 17, 0, 1]), "novel": turning_toys(range(4, 12))}
     images = {"novel": toy_images(parts["novel"])}
@@ -233,18 +212,20 @@ def test_report_shows_every_number_and_figure(tmp_path):
     details = {"dataset": "toys <&>", "step": 2000}
     paths = report.write_report(tmp_path / "test", parts, log, images, title="A & B", details=details)
 
-    assert set(paths) == {"json", "html", "accuracy_over_viewpoint", "confusion", "learning_curves",
-                          "worst_mistakes_novel", "pose_trajectory"}  # fmt: skip
+    assert set(paths) == {"json", "html", "predictions", "accuracy_over_viewpoint", "accuracy_over_viewpoint_narrow",
+                          "confusion", "learning_curves", "worst_mistakes_novel", "pose_trajectory"}  # fmt: skip
     assert sorted((tmp_path / "test").iterdir()) == sorted(paths.values())
     content = json.loads(paths["json"].read_text())
     assert content["details"] == details
     assert content["parts"] == metrics.report(parts)
     assert "Wilson" in content["intervals"]
     page = Page(paths["html"].read_text())
-    figure_paths = [path for name, path in paths.items() if name not in ("json", "html")]
-    assert page.sources == [path.name for path in figure_paths]
+    figure_paths = [path for path in paths.values() if path.suffix == ".png"]
     for path in figure_paths:
         assert_drawn(path)
+    assert page.sources[0] == "accuracy_over_viewpoint.png"  # viewpoints are known: the main picture
+    assert page.narrow == ["accuracy_over_viewpoint_narrow.png"]
+    assert sorted(page.sources + page.narrow) == sorted(path.name for path in figure_paths)
     for part in parts.values():
         assert f"{100 * part.accuracy:.1f} %" in page.text
     for expected in ("A & B", "toys <&>", "by lighting", "elevation (degrees)", "independent"):
@@ -257,9 +238,33 @@ def test_report_of_images_without_viewpoints_is_short_and_clears_old_figures(tmp
     part = dataclasses.replace(hand_made(), factors={})
     empty = dataclasses.replace(part, scores=part.scores[:0], label=part.label[:0])
     paths = report.write_report(tmp_path, {"test": part, "novel": empty}, log_path=tmp_path / "no such log")
-    assert set(paths) == {"json", "html", "confusion"}
+    assert set(paths) == {"json", "html", "predictions", "confusion"}
     assert not old.exists()
     assert Page(paths["html"].read_text()).sources == ["confusion.png"]
+
+
+def test_the_page_opens_with_accuracy_interval_and_what_was_tested_and_folds_parameters(tmp_path):
+    params = dataclasses.asdict(
+        RunConfig(**{**load_preset("demo").flags, "preset": "demo", "epoch": 40, "name": "long"})
+    )
+    checkpoint = "/data/logs/toys/20261127_long/train/checkpoints/best/step-600"
+    facts = {"checkpoint": checkpoint, "step": 600, "parameters": 56551, "tested": "2026-11-28 14:40"}
+    report.write_report(
+        tmp_path, {"test": hand_made()}, title="em on toys", details={**facts, **params, "dataset": "a/toys"}
+    )
+    page = Page((tmp_path / "report.html").read_text())
+    # Three of six: (0.5 + z^2 / 12 -+ z sqrt(0.25 / 6 + z^2 / 144)) / (1 + z^2 / 6) with z = 1.96.
+    assert page.shown.startswith(
+        "em on toys em on toys test accuracy 50.0 % 95 % interval 18.8 to 81.2 % 6 test examples of toys, judged by "
+        "checkpoint step-600 of 20261127_long (56,551 parameters), tested 2026-11-28 14:40."
+    ), page.shown
+    for shown in ("Parameters: 2 differ from the preset demo", "Accuracy in groups"):
+        assert shown in page.shown
+    # Folded: first what is not the preset's, then everything.
+    assert "this run preset demo dataset a/toys smallNORB epoch 40 15 All" in page.text
+    for hidden in ("a/toys", "final_lambda", "jit_compile"):
+        assert hidden in page.text and hidden not in page.shown
+    assert "viewport" in (tmp_path / "report.html").read_text()
 
 
 def test_damaged_log_stops_the_report_before_anything_is_written(tmp_path):

@@ -88,6 +88,30 @@ def test_worst_mistakes_takes_grey_stereo_and_colour(tmp_path, shape, dtype):
     assert_drawn(style.save_figure(figure, tmp_path / "worst.png"))
 
 
+def test_disagreements_show_the_worst_mistakes_that_the_other_network_does_not_make(tmp_path):
+    first = hand_made()  # mistakes: 4 (by 0.65), then 1 and 3 (by 0.5 each)
+    right = np.eye(3, dtype=np.float32)[first.label]
+    # The second makes mistake 4 too, and one of its own, 2.
+    second = dataclasses.replace(first, scores=np.where(np.isin(range(6), (2, 4))[:, None], 1 - right, right))
+    assert [chosen.tolist() for chosen in mistakes.disagreements(first, second)] == [[2], [1, 3]]
+    images = {number: np.full((8, 8), number, np.uint8) for number in (1, 2, 3)}
+    figure = mistakes.disagreement_figure(first, second, ("em", "cnn"), images)
+    assert [int(axes.images[0].get_array()[0, 0]) for axes in figure.axes] == [2, 1, 3]
+    assert_drawn(style.save_figure(figure, tmp_path / "disagreements.png"))
+    for expected in ("Only em is right", "Only cnn is right", "el 30° · az 340°"):
+        assert expected in texts(figure)
+    assert mistakes.disagreement_figure(first, first, ("em", "cnn"), {}) is None
+    # Of one object an image, where objects are known: 0 and 5 are the worst mistakes, but of the same toy.
+    toys = turning_toys(range(3), [0], categories=[0]).take(np.arange(6))
+    objects = {**toys.factors, "instance": np.array([2, 7, 7, 7, 2, 2])}
+    margins = np.array([9, 1, 2, 3, 5, 8], np.float32)
+    wrong = np.stack([np.zeros(6), margins, *np.zeros((3, 6))], axis=1)
+    worse, better = (
+        dataclasses.replace(toys, factors=objects, scores=scores) for scores in (wrong, np.eye(5)[toys.label])
+    )
+    assert mistakes.disagreements(better, worse, most=3)[0].tolist() == [0, 3, 5]
+
+
 def test_worst_mistakes_without_mistakes_or_with_missing_images():
     right = Predictions(np.eye(2, dtype=np.float32), np.array([0, 1]), 0.0, ("cat", "dog"))
     assert mistakes.worst_mistakes(right, np.zeros((2, 4, 4), np.uint8)) is None

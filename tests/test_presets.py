@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from caps_tf.errors import UserError
-from caps_tf.presets import DIRECTORY, OF_A_RUN, list_presets, load_preset, read_preset
+from caps_tf.presets import DIRECTORY, OF_A_RUN, departures, list_presets, load_preset, read_preset
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import load_params, save_params
 from tests.runs import train
@@ -99,6 +99,16 @@ def test_an_unknown_preset_gets_the_nearest_names_and_exit_code_1():
     assert process.returncode == 1
     with pytest.raises(UserError, match="no preset is called '../presets/demo'"):
         load_preset("../presets/demo")
+
+
+def test_a_run_departs_from_its_preset_and_without_one_or_with_a_forgotten_one_from_the_defaults():
+    of_preset = dataclasses.asdict(RunConfig(preset="demo", name="a", storage="b", **load_preset("demo").flags))
+    assert departures(of_preset) == ("preset demo", {})
+    assert departures({**of_preset, "seed": 3, "step": 9}) == ("preset demo", {"seed": (3, 0)})
+    for preset in ("", "forgotten"):
+        against, differing = departures({**of_preset, "preset": preset})
+        assert (against, differing["epoch"], "seed" in differing) == ("defaults", (15, 100), False)
+    assert departures({"network": "attention", "num_routing": 4})[1]["iter_routing"] == (4, 0)
 
 
 @pytest.mark.parametrize("other", ["--load_dir=logs/smallNORB/some", "--params_path=params.json"])

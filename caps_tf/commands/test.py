@@ -3,12 +3,14 @@
     python test.py --load_dir=logs/smallNORB/<date>_<name>
     python test.py --load_dir=... --ckpt_name=best      # latest (default), best, all, or a name such as step-1200
     python test.py --load_dir=... --attack=fgsm         # and on adversarial images: see docs/PROTOCOLS.md
+    python test.py --compare=logs/smallNORB/<one>,logs/smallNORB/<other>    # tests that were made, on one page
 
 Network and data are those of the run, from its params.json.
 """
 
 import dataclasses
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,12 @@ OVERRIDES = ("storage", "data_dir", "batch_size", "num_gpus", "cluster")
 
 def define_flags() -> None:
     flags.DEFINE_string("load_dir", None, "directory that train_val.py wrote: logs/<dataset>/<date>_<name>")
+    flags.DEFINE_list(
+        *("compare", []),
+        "runs that were tested, with commas between them: compare.html tells whether they differ. Of a directory of a run "
+        "the test of the latest checkpoint counts; <run>/test/<checkpoint> names another",
+    )
+    flags.DEFINE_string("output", None, "directory for compare.html, instead of the first run's test/")
     flags.DEFINE_string("ckpt_name", "latest", "checkpoints to test: latest, best, all, or a name (step-1200)")
     flags.DEFINE_string("storage", None, "directory that holds data/, instead of the training run's")
     flags.DEFINE_string("data_dir", None, "where the data set is, instead of the training run's")
@@ -90,7 +98,28 @@ def resolve_attack(config: RunConfig) -> AttackConfig | None:
     )
 
 
+def compare() -> None:
+    """Compares tests that were made."""
+    for name in ("load_dir", "ckpt_name", "attack", *ATTACK_FLAGS, "batch_size", "num_gpus", "cluster"):
+        if FLAGS[name].present:
+            raise UserError(f"--compare reads tests that were made: leave out --{name}")
+    from caps_tf.commands.comparison import compare_runs
+
+    places: dict[str, Any] = {name: FLAGS[name].value for name in ("storage", "data_dir") if FLAGS[name].present}
+    compare_runs([run for run in FLAGS.compare if run], FLAGS.output, places)
+
+
 def main(argv: list[str]) -> None:
+    if FLAGS["compare"].present:
+        compare()
+    else:
+        test()
+
+
+def test() -> None:
+    """Tests one checkpoint of a run, or several, and writes a report of each."""
+    if FLAGS.output:
+        raise UserError("--output is of --compare: leave it out, a test's report is in the run's directory")
     config = resolve_config()
     attack = resolve_attack(config)
     directory = Path(FLAGS.load_dir)
@@ -128,7 +157,8 @@ def main(argv: list[str]) -> None:
         if not writes:
             continue
         report_directory = directory / "test" / Path(checkpoint).name
-        sizes = {"parameters": tester.num_parameters, "training_examples": data.num_training}
+        facts = {"step": tester.step, "tested": f"{datetime.now():%Y-%m-%d %H:%M}"}
+        facts |= {"parameters": tester.num_parameters, "training_examples": data.num_training}
         write_report(
             report_directory,
             predictions,
@@ -136,7 +166,7 @@ def main(argv: list[str]) -> None:
             images,
             title=f"{config.network} on {Path(config.dataset).name}",
             decode=None if tester.decoder is None else tester.decode,
-            details={"checkpoint": checkpoint, "step": tester.step, **sizes, **dataclasses.asdict(config)},
+            details={"checkpoint": checkpoint, **facts, **dataclasses.asdict(config)},
             robustness=robustness,
         )
         for name, part in predictions.items():

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from caps_tf.data.augmentation import augment, central_crop, normalize
-from caps_tf.data.batches import SHUFFLE_BYTES, finish, record_id
+from caps_tf.data.batches import SHUFFLE_BYTES, fingerprint, finish, record_id
 from caps_tf.data.datasets import ImageDataset
 from caps_tf.data.preprocessing import CANVASES, Preprocessing
 from caps_tf.data.protocols import Partners, Stage, affine_stage, evaluation_key, overlap_stage, unchanged
@@ -110,7 +110,7 @@ def evaluation_batches(split: Split[ImageDataset], preprocessing: Preprocessing,
         Dicts of image float32 [b, h, w, c], label int32 [b], weight float32 [b] (1, or 0 for filling), id int64 [b],
         view int32 [b] (0 left, 1 right), and where known also instance, elevation and azimuth in degrees, and lighting,
         int32 [b]; label2 and target as in training. An id is the row in the .mat or IDX file, and otherwise the position
-        in the files' order.
+        in the files' order; fingerprint int32 [b] is of the undecoded image, or pair.
 
     Raises:
         UserError: `preprocessing` does not fit the data set.
@@ -119,7 +119,8 @@ def evaluation_batches(split: Split[ImageDataset], preprocessing: Preprocessing,
     protocol = _protocol(split, preprocessing)
 
     def prepare(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        example = {**example, "image": _decode(example["image"], split.dataset, preprocessing)}
+        example = {**example, "fingerprint": fingerprint(example["image"])}
+        example |= {"image": _decode(example["image"], split.dataset, preprocessing)}
         example = protocol(example, evaluation_key(example))
         image = example["image"]
         image = normalize(central_crop(image, preprocessing), image, preprocessing)

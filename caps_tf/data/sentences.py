@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from caps_tf.data.batches import SHUFFLE_BYTES, finish, record_id
+from caps_tf.data.batches import SHUFFLE_BYTES, fingerprint, finish, record_id
 from caps_tf.data.datasets import SentenceDataset
 from caps_tf.data.splits import Split
 from caps_tf.errors import UserError
@@ -66,10 +66,14 @@ def evaluation_sentences(split: Split[SentenceDataset], batch_size: int) -> tf.d
         batch_size: the global batch, over all replicas.
 
     Returns:
-        Dicts as those of `training_sentences`, with weight float32 [b] (1, or 0 for filling). An id is the line in
-        the text file.
+        Dicts as those of `training_sentences`, with weight float32 [b] (1, or 0 for filling) and fingerprint int32 [b],
+        of the undecoded embeddings. An id is the line in the text file.
     """
-    sentences = _sentences(split).map(lambda sentence: sentence | {"weight": tf.constant(1.0)})
+
+    def prepare(sentence: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return sentence | {"weight": tf.constant(1.0), "fingerprint": fingerprint(sentence["embedding"])}
+
+    sentences = _sentences(split).map(prepare)
     filling = -split.num_records % batch_size
     filler = sentences.take(1).cache().repeat(filling).map(lambda sentence: sentence | {"weight": tf.constant(0.0)})
     return _batches(sentences.concatenate(filler), split.dataset, batch_size)

@@ -5,6 +5,8 @@ Modules:
     metrics: accuracies with confidence intervals, confusion matrices, the JSON report.
     training_log: reads a run's log.jsonl.
     robustness: what attacks leave of the accuracy.
+    stored: predictions as a file, predictions.npz.
     figures, mistakes, trajectories, credit: matplotlib figures; style: the look they share.
-    report: writes all of it into one directory.
+    page: the HTML parts of the pages; report: writes all of it into one directory.
+    comparison: whether two networks differ, over paired examples; compared_runs: one page about several runs.
 """

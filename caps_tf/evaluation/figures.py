@@ -4,6 +4,7 @@ Each function returns a `matplotlib.figure.Figure`, or None where there is nothi
 `caps_tf.evaluation.style.save_figure` writes it as PNG.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,24 +48,30 @@ def learning_curves(records: Iterable[Mapping[str, Any]]) -> Figure | None:
     records = list(records)
     if not records:
         return None
-    schedules = {name: label for name, label in _SCHEDULES.items() if len(_series(records, "train", name)[0])}
+    schedules = {name: label for name, label in _SCHEDULES.items() if len(series(records, "train", name)[0])}
     figure = new_figure(10, 5.6 if schedules else 3.8, "Learning curves")
     rows = figure.subfigures(2, 1, squeeze=False, height_ratios=(2, 1))[:, 0] if schedules else [figure]
     for axes, name in zip(rows[0].subplots(1, 2), ("loss", "accuracy"), strict=True):
         _draw_curves(axes, records, name)
     if schedules:
         for axes, (name, label) in zip(rows[1].subplots(1, len(schedules), squeeze=False)[0], schedules.items()):
-            steps, values = _series(records, "train", name)
+            steps, values = series(records, "train", name)
             axes.plot(steps, values, color=INK, linewidth=1.2, marker=_marker(steps), markersize=4)
             style_axes(axes, "training step", "", label)
             _start_at_zero(axes)
             axes.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
             axes.yaxis.get_offset_text().set_fontsize(8)
-            _count_steps(axes)
+            count_steps(axes)
     return figure
 
 
-def _series(records: Sequence[Mapping[str, Any]], split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+def series(records: Sequence[Mapping[str, Any]], split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of what a log has of a name, where it is a finite number.
+
+    Example:
+        >>> [values.tolist() for values in series([{"step": 5, "split": "train", "loss": 0.5}], "train", "loss")]
+        [[5.0], [0.5]]
+    """
     points = [
         (record["step"], record[name])
         for record in records
@@ -74,19 +81,30 @@ def _series(records: Sequence[Mapping[str, Any]], split: str, name: str) -> tupl
     return steps, values
 
 
+def running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """A long curve smoothed, and over how many points; a short one as it is, over 1.
+
+    Example:
+        >>> steps, values, window = running_mean(np.arange(90.0), np.ones(90))
+        >>> steps[:2].tolist(), len(values), window
+        ([1.0, 2.0], 88, 3)
+    """
+    if len(steps) <= _MOST_POINTS_UNSMOOTHED:
+        return steps, values, 1
+    window = len(steps) // 30
+    smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+    return steps[(window - 1) // 2 :][: len(smooth)], smooth, window
+
+
 def _draw_curves(axes: Axes, records: Sequence[Mapping[str, Any]], name: str) -> None:
-    steps, values = _series(records, "train", name)
-    if len(steps) > _MOST_POINTS_UNSMOOTHED:
-        window = len(steps) // 30
-        axes.plot(steps, values, color=COLORS[0], alpha=0.25, linewidth=0.8)
-        steps = steps[(window - 1) // 2 :][: len(steps) - window + 1]
-        values = np.convolve(values, np.full(window, 1 / window), mode="valid")
-        label = f"training (mean of {window} records)"
-    else:
-        label = "training"
+    raw = series(records, "train", name)
+    steps, values, window = running_mean(*raw)
+    if window > 1:
+        axes.plot(*raw, color=COLORS[0], alpha=0.25, linewidth=0.8)
+    label = f"training (mean of {window} records)" if window > 1 else "training"
     if len(steps):
         axes.plot(steps, values, color=COLORS[0], linewidth=1.6, marker=_marker(steps), markersize=4, label=label)
-    steps, values = _series(records, "validation", name)
+    steps, values = series(records, "validation", name)
     if len(steps):
         axes.plot(steps, values, color=COLORS[1], linewidth=1.6, marker="o", markersize=3.5, label="validation")
     style_axes(axes, "training step", name)
@@ -99,7 +117,7 @@ def _draw_curves(axes: Axes, records: Sequence[Mapping[str, Any]], name: str) ->
             )
     else:
         _start_at_zero(axes)
-    _count_steps(axes)
+    count_steps(axes)
     if axes.lines:
         add_legend(axes)
 
@@ -113,7 +131,8 @@ def _start_at_zero(axes: Axes) -> None:
     axes.set_ylim(0, 1.08 * highest if highest > 0 else 1)
 
 
-def _count_steps(axes: Axes) -> None:
+def count_steps(axes: Axes) -> None:
+    """Has a few whole numbers of steps below the axes."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
@@ -176,13 +195,14 @@ def _draw_confusion(axes: Axes, part: Predictions) -> AxesImage:
     return image
 
 
-def accuracy_over_viewpoint(parts: Mapping[str, Predictions]) -> Figure | None:
+def accuracy_over_viewpoint(parts: Mapping[str, Predictions], stacked: bool = False) -> Figure | None:
     """Draws accuracy over azimuth and elevation, in degrees, one colour a part, with 95 % Wilson intervals.
 
     A line is broken where a part has no examples but another part has: familiar viewpoints end where novel begin.
 
     Args:
         parts: name -> predictions with the factors "azimuth" and "elevation", or one of them.
+        stacked: whether one stands above the other, for narrow screens, rather than beside it.
 
     Returns:
         The figure; None where no part knows its viewpoints.
@@ -197,24 +217,28 @@ def accuracy_over_viewpoint(parts: Mapping[str, Predictions]) -> Figure | None:
     factors = [name for name in ("azimuth", "elevation") if any(name in part.factors for part in parts.values())]
     if not factors:
         return None
-    figure = new_figure(5.2 * len(factors), 3.8, "Accuracy over viewpoint")
-    panels = figure.subplots(1, len(factors), sharey=True, squeeze=False)[0]
+    across, down = (1, len(factors)) if stacked else (len(factors), 1)
+    width, height = (4.2, 2.7) if stacked else (5.2, 3.2)
+    figure = new_figure(width * across, height * down + 0.6, "Accuracy over viewpoint")
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
     chance = 1 / max(len(part.class_names) for part in parts.values())
     for axes, factor in zip(panels, factors, strict=True):
         known = {name: part for name, part in parts.items() if factor in part.factors}
         degrees = np.unique(np.concatenate([part.factors[factor] for part in known.values()]))
-        for color, (name, part) in zip(COLORS, known.items(), strict=False):
+        for color, (name, part) in zip(itertools.cycle(COLORS), known.items()):
             present, right, totals = count_by(part.factors[factor], part.correct)
             curves = np.full((3, len(degrees)), np.nan)
             curves[:, np.searchsorted(degrees, present)] = right / totals, *wilson_interval(right, totals)
             axes.fill_between(degrees, curves[1], curves[2], color=color, alpha=0.18, linewidth=0)
             axes.plot(degrees, curves[0], "o-", color=color, markersize=4, linewidth=1.6, label=name)
         axes.axhline(chance, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="chance")
-        style_axes(axes, f"{factor} (degrees)", "accuracy" if axes is panels[0] else "")
+        style_axes(axes, f"{factor} (degrees)", "accuracy" if stacked or axes is panels[0] else "")
         axes.set_xticks(degrees[:: -(-len(degrees) // 9)])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.set_ylim(0, 1.02)
     lines, labels = panels[0].get_legend_handles_labels()
     band = Patch(color=FAINT, alpha=0.3, linewidth=0)
-    add_legend(figure, [*lines, band], [*labels, "95 % Wilson interval"], loc="outside lower center", ncols=4)
+    add_legend(
+        figure, [*lines, band], [*labels, "95 % Wilson interval"], loc="outside lower center", ncols=2 if stacked else 4
+    )
     return figure

@@ -1,11 +1,14 @@
-"""The figure of the worst mistakes, with their images."""
+"""Figures of mistakes with their images: the worst of one network, and those that another does not make."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from caps_tf.evaluation.predictions import Predictions, factor_label
+from caps_tf.evaluation.predictions import Predictions, factor_label, objects_of
 from caps_tf.evaluation.style import COLORS, FAINT, INK, new_figure
 
 
@@ -48,17 +51,98 @@ def worst_mistakes(
     for axes in panels[len(shown) :]:
         axes.remove()
     for axes, example in zip(panels, shown, strict=False):
-        axes.imshow(displayable(np.asarray(images[example])), cmap="gray", vmin=0, vmax=255)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
-        answers = (("true", predictions.labels, INK, 14), ("predicted", predictions.answers, COLORS[1], 4))
-        for word, classes, color, points in answers:
-            text = f"{word} {', '.join(_scored(predictions, example, each) for each in classes[example])}"
-            place = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, points), "textcoords": "offset points"}
-            axes.annotate(text, **place, fontsize=8, color=color, parse_math=False)
-        axes.set_xlabel(_describe(predictions, example), fontsize=6.5, color=FAINT, loc="left")
+        answers = (("true", predictions.labels, INK), ("predicted", predictions.answers, COLORS[1]))
+        lines = [
+            (f"{word} {', '.join(_scored(predictions, example, each) for each in classes[example])}", color)
+            for word, classes, color in answers
+        ]
+        _draw(axes, images[example], lines, _describe(predictions, example))
     return figure
+
+
+def disagreements(first: Predictions, second: Predictions, most: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """The worst mistakes of each of two networks that the other does not make, worst first.
+
+    Where objects are known, one image of each comes first: many are mistaken in image after image.
+
+    Args:
+        first, second: of the same examples in the same order.
+        most: how many of each at most.
+
+    Returns:
+        Numbers of examples that only the first gets right, and of those that only the second does.
+
+    Example:
+        >>> right = Predictions(np.eye(2, dtype=np.float32), np.array([0, 1]), 0.0, ("cat", "dog"))
+        >>> wrong = Predictions(np.eye(2, dtype=np.float32)[::-1], np.array([0, 1]), 9.0, ("cat", "dog"))
+        >>> [chosen.tolist() for chosen in disagreements(right, wrong)]
+        [[0, 1], []]
+    """
+    chosen = []
+    for better, worse in ((first, second), (second, first)):
+        only = np.flatnonzero(better.correct & ~worse.correct)
+        only = only[np.argsort(-worse.wrong_margin[only], kind="stable")]
+        if (objects := objects_of(worse)) is not None:
+            shown: Counter[int] = Counter()
+            turns = []
+            for each in objects[only].tolist():
+                turns.append(shown[each])
+                shown[each] += 1
+            only = only[np.argsort(turns, kind="stable")]
+        chosen.append(only[:most])
+    return chosen[0], chosen[1]
+
+
+def disagreement_figure(
+    first: Predictions, second: Predictions, names: tuple[str, str], images: Mapping[int, np.ndarray]
+) -> Figure | None:
+    """Draws the examples of `disagreements`, those that only the first gets right above those of the second.
+
+    Args:
+        first, second: of the same examples in the same order.
+        names: of the two networks.
+        images: of these examples, by their numbers, as `worst_mistakes` takes them; others are not drawn.
+
+    Returns:
+        The figure; None without such examples.
+
+    Example:
+        >>> part = Predictions(np.eye(2, dtype=np.float32), np.array([0, 1]), 0.0, ("cat", "dog"))
+        >>> disagreement_figure(part, part, ("em", "cnn"), {}) is None
+        True
+    """
+    shown = [[each for each in numbers if each in images] for numbers in disagreements(first, second)]
+    blocks = [(name, numbers) for name, numbers in zip(names, shown, strict=True) if numbers]
+    if not blocks:
+        return None
+    height, width = displayable(np.asarray(images[blocks[0][1][0]])).shape[:2]
+    columns = max(len(numbers) for _, numbers in blocks)
+    figure = new_figure(max(1.75 * columns, 4.2), (1.6 * height / width + 1.2) * len(blocks))
+    for part, (name, numbers) in zip(figure.subfigures(len(blocks), 1, squeeze=False)[:, 0], blocks, strict=True):
+        part.suptitle(f"Only {name} is right", fontsize=10, fontweight="bold", color=INK, parse_math=False)
+        panels = part.subplots(1, columns, squeeze=False)[0]
+        for axes in panels[len(numbers) :]:
+            axes.remove()
+        for axes, example in zip(panels, numbers, strict=False):
+            answers = ((first, COLORS[0]), (second, COLORS[1]))
+            lines = [
+                (", ".join(_scored(each, example, kind) for kind in each.answers[example]), c) for each, c in answers
+            ]
+            _draw(axes, images[example], lines, _describe(first, example))
+    return figure
+
+
+def _draw(axes: Axes, image: np.ndarray, lines: Sequence[tuple[str, str]], below: str) -> None:
+    """An image with lines of text and their colours above it."""
+    axes.imshow(displayable(np.asarray(image)), cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    for number, (text, color) in enumerate(lines, start=1):
+        offset = (0, 4 + 10 * (len(lines) - number))
+        place: dict[str, Any] = {"xycoords": "axes fraction", "xytext": offset, "textcoords": "offset points"}
+        axes.annotate(text, (0, 1), **place, fontsize=8, color=color, parse_math=False)
+    axes.set_xlabel(below, fontsize=6.5, color=FAINT, loc="left")
 
 
 def _scored(predictions: Predictions, example: int, category: int) -> str:

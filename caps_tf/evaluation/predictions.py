@@ -1,7 +1,7 @@
 """What a network said about one part of a test set, as NumPy arrays."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -66,6 +66,7 @@ class Predictions:
         ids: [n] str, the record each example comes from; the two views of a stereo pair share it.
         label2: [n] int, the other true class where two overlap, else None. An answer is then the classes of the two
             highest scores, and right if they are the two true ones.
+        fingerprints: [n] int, of the bytes that each example was read from, or None.
 
     Raises:
         ValueError: shapes disagree.
@@ -87,6 +88,7 @@ class Predictions:
     poses: np.ndarray | None = None
     ids: np.ndarray | None = None
     label2: np.ndarray | None = None
+    fingerprints: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 2 or self.scores.shape[1] != len(self.class_names):
@@ -94,7 +96,8 @@ class Predictions:
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"class names repeat: {self.class_names}")
         per_example = {"label": self.label, **self.factors}
-        per_example |= {name: value for name in ("ids", "label2") if (value := getattr(self, name)) is not None}
+        optional = ("ids", "label2", "fingerprints")
+        per_example |= {name: value for name in optional if (value := getattr(self, name)) is not None}
         for name, values in per_example.items():
             if values.shape != (len(self),):
                 raise ValueError(f"{name} {values.shape} should be [{len(self)}], one per example")
@@ -144,6 +147,13 @@ class Predictions:
         np.put_along_axis(wrong, self.labels, -np.inf, axis=1)
         return wrong.max(axis=1) - np.take_along_axis(self.scores, self.labels, axis=1).min(axis=1)
 
+    def take(self, rows: np.ndarray) -> "Predictions":
+        """Some of the examples, in this order, with the mean loss of all."""
+        per_example = ("scores", "label", "poses", "ids", "label2", "fingerprints")
+        arrays = {name: values[rows] for name in per_example if (values := getattr(self, name)) is not None}
+        factors = {name: values[rows] for name, values in self.factors.items()}
+        return replace(self, **arrays, factors=factors)
+
     @property
     def accuracy(self) -> float:
         """The fraction of right answers.
@@ -156,10 +166,26 @@ class Predictions:
         return float(self.correct.mean())
 
 
+def objects_of(part: Predictions) -> np.ndarray | None:
+    """[n] int, the object that each example shows: an instance of a class; None where instances are not known.
+
+    Example:
+        >>> part = Predictions(np.eye(2, dtype=np.float32), np.array([0, 1]), 0.5, ("cat", "dog"),
+        ...                    factors={"instance": np.array([7, 7])})
+        >>> objects_of(part).tolist()
+        [0, 1]
+    """
+    if "instance" not in part.factors or part.label2 is not None:
+        return None
+    pairs = np.stack([part.label, part.factors["instance"]], axis=1)
+    return np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
+
+
 def concatenate(parts: Iterable[Predictions]) -> Predictions:
     """Joins parts of one test set, such as familiar and novel viewpoints, into one.
 
-    Poses, ids, second labels and factors which not every part has are left out. The loss is the mean over all examples.
+    Poses, ids, second labels, fingerprints and factors which not every part has are left out. The loss is the mean over
+    all examples.
 
     Raises:
         ValueError: no parts, or their class names differ.
@@ -191,4 +217,5 @@ def concatenate(parts: Iterable[Predictions]) -> Predictions:
         poses=join([part.poses for part in parts]),
         ids=join([part.ids for part in parts]),
         label2=join([part.label2 for part in parts]),
+        fingerprints=join([part.fingerprints for part in parts]),
     )

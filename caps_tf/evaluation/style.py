@@ -63,6 +63,16 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
         ...     save_figure(new_figure(2, 1, "empty"), f"{directory}/empty.png").name
         'empty.png'
     """
+    return write_atomically(path, png_bytes(figure))
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file.
+
+    Example:
+        >>> png_bytes(new_figure(2, 1))[1:4]
+        b'PNG'
+    """
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)
-    return write_atomically(path, png.getvalue())
+    return png.getvalue()

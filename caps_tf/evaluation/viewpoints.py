@@ -28,8 +28,8 @@ PathLike = str | os.PathLike[str]
 
 # What may differ between runs of one network: who they are and where, not what they learn.
 _NOT_THE_NETWORK = {
-    *("checkpoint", "step", "seed", "name", "storage", "data_dir", "num_gpus", "cluster", "jit_compile", "votes_mib"),
-    *("check_memory", "log_every", "checkpoint_every", "keep_checkpoints", "routing_gauges", "profile"),
+    *("checkpoint", "step", "tested", "seed", "name", "storage", "data_dir", "num_gpus", "cluster", "jit_compile"),
+    *("votes_mib", "check_memory", "log_every", "checkpoint_every", "keep_checkpoints", "routing_gauges", "profile"),
 }
 _DEFAULTS = {option.name: option.default for option in dataclasses.fields(RunConfig)}
 _GRID = 101

@@ -16,7 +16,7 @@ from typing import Any
 from caps_tf.errors import UserError
 from caps_tf.scripts import how_to_call
 from caps_tf.training.config import RunConfig
-from caps_tf.training.params import whole_numbers_as_floats
+from caps_tf.training.params import current_names, whole_numbers_as_floats
 
 DIRECTORY = Path(__file__).parent
 OF_A_RUN = ("preset", "name", "storage", "data_dir")
@@ -98,6 +98,28 @@ def load_preset(name: str) -> Preset:
         hint = f"the nearest are {', '.join(nearest)}; " if nearest else ""
         raise UserError(f"no preset is called {name!r}: {hint}--preset=list names all")
     return read_preset(DIRECTORY / f"{name}.toml")
+
+
+def departures(params: Mapping[str, Any]) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """In what a run is not as its preset says, or as the defaults say where it has none.
+
+    Args:
+        params: of the run, by name; what is neither a field of `RunConfig` nor an earlier name of one is ignored, and so
+            is what says where a run is rather than what it is.
+
+    Returns:
+        What the run is held against, "preset demo" or "defaults", and name -> (the run's value, the other).
+
+    Example:
+        >>> departures({"preset": "demo", "network": "conv_capsules", "epoch": 2, "name": "quick", "step": 150})
+        ('preset demo', {'epoch': (2, 15)})
+    """
+    usual = {option.name: option.default for option in dataclasses.fields(RunConfig)}
+    against, preset = "defaults", params.get("preset")
+    if preset and preset in _names():  # else it is one of another version
+        against, usual = f"preset {preset}", {**usual, **load_preset(preset).flags}
+    known = {name: value for name, value in current_names(params).items() if name in usual and name not in OF_A_RUN}
+    return against, {name: (value, usual[name]) for name, value in known.items() if value != usual[name]}
 
 
 def read_preset(path: str | os.PathLike[str]) -> Preset:

@@ -17,7 +17,7 @@ from caps_tf.training.reconstruction import make_decoder
 from caps_tf.training.regime import make_margin_schedule
 from caps_tf.training.steps import make_scorer
 
-NOT_FACTORS = ("label", "label2", "target", "weight", "id")
+NOT_FACTORS = ("label", "label2", "target", "weight", "id", "fingerprint")
 
 
 class Tester:
@@ -88,6 +88,7 @@ class Tester:
             poses=outputs[1].reshape(*outputs[1].shape[:2], -1) if len(outputs) > 1 else None,
             ids=known["id"].astype(str) if "id" in known else None,
             label2=known.get("label2"),
+            fingerprints=known.get("fingerprint"),
         )
 
     def decode(self, poses: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -103,12 +104,37 @@ class Tester:
 
 def collect_images(part: TestPart) -> np.ndarray:
     """The images of a part as people look at them: uint8 [n, rows, columns, channels], stretched one by one."""
-    images = []
-    for batch in part.batches:
-        pixels = batch["image"].numpy()[batch["weight"].numpy() > 0]
-        low, high = (limit(pixels, axis=(1, 2, 3), keepdims=True) for limit in (np.min, np.max))
-        images.append(np.round(255 * (pixels - low) / np.maximum(high - low, 1e-12)).astype(np.uint8))
-    return np.concatenate(images)
+    return np.concatenate([_stretched(batch["image"].numpy()[batch["weight"].numpy() > 0]) for batch in part.batches])
+
+
+def find_images(part: TestPart, examples: Predictions) -> dict[int, np.ndarray]:
+    """The images of a few examples, as `collect_images` has them, by their place among the examples.
+
+    Images that have changed since the examples were judged are not found.
+    """
+    wanted = {
+        place: number for number, place in enumerate(_places(examples.ids, examples.factors, examples.fingerprints))
+    }
+    found = {}
+    for batch in part.batches.as_numpy_iterator():
+        for row, place in enumerate(_places(batch["id"].astype(str), batch, batch["fingerprint"])):
+            if place in wanted and batch["weight"][row]:
+                found[wanted[place]] = _stretched(batch["image"][row][None])[0]
+    return found
+
+
+def _places(
+    ids: np.ndarray | None, known: Mapping[str, np.ndarray], fingerprints: np.ndarray | None
+) -> list[tuple[str, int, int]]:
+    """Record, camera (0 where there is one) and fingerprint of each example."""
+    assert ids is not None and fingerprints is not None
+    views = known.get("view", np.zeros(len(ids), int))
+    return list(zip(ids.tolist(), views.tolist(), fingerprints.tolist(), strict=True))
+
+
+def _stretched(pixels: np.ndarray) -> np.ndarray:
+    low, high = (limit(pixels, axis=(1, 2, 3), keepdims=True) for limit in (np.min, np.max))
+    return np.round(255 * (pixels - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
 
 
 def _concatenate(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
