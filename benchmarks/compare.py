@@ -1,7 +1,7 @@
 """Compares routings on one data set: each trained for the same number of steps, and each for the same time.
 
     python -m benchmarks.compare --networks=all --dataset=renderedNORB --storage=build/demo --minutes=2 --seeds=3
-    python -m benchmarks.compare --table                     # runs nothing: only writes the README's table and picture
+    python -m benchmarks.compare --table                     # runs nothing: only writes the tables and the picture
 
 A name of --networks is a routing of conv_capsules (em, ..., none for the same convolutions without capsules) or another
 network of train_val.py; all is every routing and the CNN baseline. All of them get the images, the augmentation, the batches
@@ -10,8 +10,9 @@ took on average says how many epochs fit into --minutes of training, and these a
 their own length; seeds that are added later get as many. Start, compilation and validation are not counted as training.
 
 One line a run goes to benchmarks/compare.csv: the accuracy that test.py finds with the last checkpoint, images/s, and the
-accuracy on held-out training images after each epoch, which the picture shows. What is there already is not run again. Run it
-alone on the machine: its seconds decide how long a network trains.
+accuracy on held-out training images after each epoch, which the picture shows. What is there already is not run again. The
+README gets the accuracies, docs/RESULTS.md all figures. Run it alone on the machine: its seconds decide how long a network
+trains.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.comparison import COLUMNS, draw, table
+from benchmarks.comparison import COLUMNS, draw, summary, table
 from benchmarks.process import ROOT, exit_code
 from benchmarks.results import Result
 from benchmarks.runs import origin, places, train_and_test
@@ -209,7 +210,8 @@ def main() -> int:
         if lines:
             save_figure(draw(lines), picture)
         if arguments.output == COMPARED:
-            results.put_between(ROOT / "README.md", BEGIN, END, table(lines))
+            results.put_between(ROOT / "README.md", BEGIN, END, summary(lines))
+            results.put_between(ROOT / "docs" / "RESULTS.md", BEGIN, END, table(lines))
         return 1 if failed else 0
 
     return exit_code(run)

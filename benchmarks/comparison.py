@@ -17,7 +17,7 @@ COLUMNS = (
     *("epochs", "train_images", "test_images", "novel_images", "parameters", "steps"),
     *("images_per_second", "train_seconds", "peak_mib", "familiar", "novel", "curve", "commit", "machine", "date"),
 )
-_NAMES = {"none": "none: their average"}
+_NAMES = {"none": "none: their average", "cnn_baseline": "CNN baseline"}
 _DASHES = ("-", "--", ":")
 """Of lines that share a color; colors alone would not do for more networks than there are colors."""
 
@@ -39,6 +39,34 @@ def table(lines: Sequence[Result]) -> str:
         "benchmarks/compare.csv has each run with its commit."
     )
     return "\n\n".join(parts)
+
+
+def summary(lines: Sequence[Result]) -> str:
+    """The accuracies alone, one table of all data sets: a row a network, a column for each data set and budget.
+
+    Example:
+        >>> line = {"network": "em", "familiar": "0.5", "novel": "0.25", "budget": "1 minutes", "data": "toys"}
+        >>> print(summary([{**line, "preset": "demo", "flags": ""}]))
+        | network | toys, 1 minutes | novel |
+        | --- | --- | --- |
+        | em | 50.0 % | 25.0 % |
+    """
+    if not lines:
+        return "Nothing has been compared yet."
+    columns = {}
+    for (data, _, _, budget), runs in _grouped(lines, ("data", "preset", "flags", "budget")).items():
+        columns[f"{data}, {budget}"] = runs, "familiar"
+        if runs[0]["novel"]:
+            columns[f"novel, {data}, {budget}"] = runs, "novel"
+    rows = []
+    for (name,), _ in _grouped(lines, ("network",)).items():
+        cells = []
+        for runs, column in columns.values():
+            found = [run[column] for run in runs if run["network"] == name]
+            cells.append(results.mean_and_deviation(found) if found else "")
+        rows.append([_NAMES.get(name, name), *cells])
+    heading = ["network", *("novel" if name.startswith("novel, ") else name for name in columns)]
+    return results.markdown(heading, rows)
 
 
 def _table_of(lines: Sequence[Result]) -> str:

@@ -1,7 +1,6 @@
 """`python -m benchmarks.compare` trains every network in the same regime, once for each budget, and says what it found."""
 
 import doctest
-import json
 import subprocess
 import sys
 
@@ -91,6 +90,14 @@ def test_the_table_has_a_row_for_each_network_with_its_budgets_side_by_side():
     assert "| none: their average | 24,434 | 300 | 900 | 80.0 % | 2, 9 | 1 |  |  |  |" in text
 
 
+def test_the_summary_has_a_row_for_each_network_and_a_column_for_each_data_set_and_budget():
+    assert doctest.testmod(comparison).failed == 0
+    lines = [line(), line("none", familiar="0.8"), line(data="garments", familiar="0.9"), line(budget="1 minutes")]
+    heading, _, em, none = comparison.summary(lines).splitlines()
+    assert heading == "| network | toys, 2 epochs | garments, 2 epochs | toys, 1 minutes |"
+    assert em == "| em | 70.0 % | 90.0 % | 70.0 % |" and none == "| none: their average | 80.0 % |  |  |"
+
+
 def test_two_budgets_of_a_kind_are_columns_of_the_table_and_the_longest_is_drawn():
     long, short = "1.0:0.2 2.0:0.3 3.0:0.4 4.0:0.5", "1.0:0.2 2.0:0.4"
     lines = [
@@ -166,7 +173,7 @@ def test_examples_run(module):
     assert doctest.testmod(module).failed == 0
 
 
-def test_the_file_in_the_repository_has_a_table_in_the_readme():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert comparison.table(results.read(compare.COMPARED)) in text
-    assert json.dumps(compare.BEGIN)[1:-1] in text
+def test_the_file_in_the_repository_is_what_the_readme_and_the_results_page_show():
+    lines = results.read(compare.COMPARED)
+    for page, text in (("README.md", comparison.summary(lines)), ("docs/RESULTS.md", comparison.table(lines))):
+        assert f"{compare.BEGIN}\n\n{text}\n\n{compare.END}" in (ROOT / page).read_text(encoding="utf-8")
