@@ -1,7 +1,7 @@
 # `make demo` renders, converts, trains and tests a small data set; `make test` passes the tests; `make test-backends`
-# those of the layers and networks on JAX and PyTorch; `make campaign` kills runs, breaks clusters and damages input in
-# full, and prints its counts; `make lint` checks types, format and style, `make format` fixes the last two; `make docs`
-# builds the site, `make notebooks` executes the notebooks. All install first.
+# those of the layers and networks on JAX and PyTorch; `make campaign` the tests that take longest: it kills runs, breaks
+# clusters, damages input, varies cases, and prints its counts; `make lint` checks types, format and style, `make format`
+# fixes the last two; `make docs` builds the site, `make notebooks` executes the notebooks. All install first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,10 +11,6 @@ BACKEND_TESTS := $(addprefix tests/test_,em_routing.py vb_routing.py heinsen_rou
   heinsen_vector_layers.py inverted_attention.py attention_layers.py self_routing.py dynamic_routing.py layers.py models.py \
   attention_network.py finite_routing.py routing_health.py conv_capsules.py decoder.py any_backend.py \
   accelerator_benchmark.py attacks.py weights.py notebooks.py)
-
-CAMPAIGN := $(addprefix tests/test_,killed_runs.py checkpoints.py hostile_input.py full_disks.py cluster.py \
-  half_precision.py growth.py download.py norb_matrix.py norb_format.py convert.py import_weights.py memory.py \
-  finite_routing.py)
 
 .PHONY: demo test test-backends test-jax test-torch campaign lint format docs notebooks install clean
 
@@ -32,7 +28,7 @@ test: install
 	$(BIN)/python -m pytest
 
 campaign: install
-	$(BIN)/python -m pytest -n 0 -m "not slow" --durations=10 $(CAMPAIGN)
+	$(BIN)/python -m pytest -m "campaign and not slow"
 
 test-backends: test-jax test-torch
 

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tests.compiling import PLAIN
+
 
 def as_list(outputs):
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
@@ -16,7 +18,7 @@ def add_noise(weights, scale=0.1, seed=0):
         weight.assign(np.array(weight) + (scale * rng.normal(size=weight.shape)).astype("float32"))
 
 
-def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
+def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path, jit_compile=PLAIN):
     """Checks a layer from construction to reloading.
 
     Shapes are without the batch; several are given as a list. `make_layer(**kwargs)` builds a new layer, so that it
@@ -50,7 +52,7 @@ def run_layer_test(make_layer, input_shapes, output_shapes, tmp_path):
     # Training: `fit` takes a step, moves every weight, and leaves it finite.
     flat = [keras.layers.Flatten()(output) for output in flat_outputs]
     trained = keras.Model(inputs, ops.concatenate(flat, axis=-1))
-    trained.compile(keras.optimizers.SGD(1e-3), "mse")
+    trained.compile(keras.optimizers.SGD(1e-3), "mse", jit_compile=jit_compile)
     before = [np.array(weight) for weight in trained.trainable_variables]
     targets = rng.normal(
         size=trained.compute_output_shape([array.shape for array in data] if several else data[0].shape)

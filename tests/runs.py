@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,14 @@ def train(storage, name, *flags, **options):
     """Trains a new run on the small data set; returns its directory."""
     small = SMALL_DATA if any(flag.startswith("--network=") for flag in flags) else TINY
     return start_training(*small, f"--storage={storage}", f"--name={name}", *flags, **options)
+
+
+def continued(run_directory, storage, name, checkpoint, *flags, **options):
+    """Copies a run and goes on from a checkpoint, as after a kill behind it; returns the copy's directory."""
+    copy = storage / "logs" / run_directory.parent.name / name
+    shutil.copytree(run_directory, copy)
+    run_script("train_val.py", f"--load_dir={copy}", f"--ckpt_name={checkpoint}", *flags, **options)
+    return copy
 
 
 def weights(run_directory, checkpoint=None):

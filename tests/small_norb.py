@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from caps_tf.data import norb_format, norb_matrix
 from caps_tf.networks import NETWORKS
+from tests.script_host import HOST
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,28 +51,59 @@ def compress(path: Path) -> Path:
     return packed
 
 
-def run_script(script, *flags, check=True, environment=None, limits=(), timeout=300):
+HOSTED = (
+    *("train_val.py", "test.py", "data/convert_text_to_tfrecord.py", "data/plain_classifiers.py"),
+    *("data/convert_to_tfrecord.py", "data/convert_idx_to_tfrecord.py", "data/convert_views_to_tfrecord.py"),
+    *("examples/credit.py", "examples/train_any_backend.py", "-m"),
+)
+"""Scripts whose imports take longer than most of what tests have them do."""
+
+
+def run_script(script, *flags, check=True, environment=None, limits=(), timeout=300, start=None):
     """Runs a script of the project as its user would; returns the finished process with its output as text.
 
-    `limits` are pairs of one of resource's RLIMIT_* and what it allows.
+    Args:
+        script: its path, or "-m" or "-c" as Python takes them.
+        flags: its arguments.
+        check: whether it must succeed.
+        environment: more variables, of a new process.
+        limits: pairs of one of resource's RLIMIT_* and what it allows, of a new process.
+        timeout: seconds.
+        start: in which process: "kept", which has run others and takes the least time; "forked", of its own, but with
+            everything imported, where it sets up devices; or "new", where what is tested is a start, with its imports.
+            By default one of `HOSTED` is run in the first where that is possible.
     """
+    command = [str(script), *map(str, flags)]
+    if environment or limits or keras.config.backend() != "tensorflow":
+        start = "new"
+    elif start is None:
+        devices = any(flag.startswith("--num_gpus") for flag in command)
+        start = "new" if command[0] not in HOSTED else "forked" if devices else "kept"
+    if start == "new":
+        process = start_script(command, environment or {}, limits, timeout)
+    else:
+        process = HOST.run(command, alone=start == "forked", timeout=timeout)
+    if check and process.returncode != 0:
+        raise AssertionError(f"{' '.join(command)} failed:\n{process.stdout}\n{process.stderr[-4000:]}")
+    return process
+
+
+def start_script(command, environment, limits, timeout):
+    """Runs a script as `run_script` does, in a new process."""
 
     def set_limits():
         for kind, size in limits:
             resource.setrlimit(kind, (size, size))
 
-    process = subprocess.run(
-        [sys.executable, script, *flags],
+    return subprocess.run(
+        [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
         preexec_fn=set_limits if limits else None,  # JAX's threads mind a fork that runs Python
     )
-    if check and process.returncode != 0:
-        raise AssertionError(f"{script} {' '.join(flags)} failed:\n{process.stdout}\n{process.stderr[-4000:]}")
-    return process
 
 
 def expect_one_line(process, *words):

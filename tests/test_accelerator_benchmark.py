@@ -34,6 +34,10 @@ TINY_MINUTES = 8
 """For machines that also do other work; on two idle cores --tiny takes a quarter of that."""
 
 
+measures = [] if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow" else [pytest.mark.campaign]
+"""Marks what the tests of the other backends measure in any case."""
+
+
 class Clock:
     """Time that passes when a test says so."""
 
@@ -59,7 +63,7 @@ def run(*flags):
     return process.returncode, stdout, stderr
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=measures)])
 def tiny(tmp_path_factory):
     """The lines of --tiny on the backend at hand, and where they are."""
     directory = tmp_path_factory.mktemp("tiny")
@@ -154,12 +158,11 @@ def test_a_row_that_fails_or_crashes_or_hangs_is_a_line_and_not_the_end(tmp_path
     assert lines["memory", "mixed_bfloat16", True]["failed"].startswith("out of memory")
 
 
-def test_a_row_that_raises_says_so_and_the_next_is_measured(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rows", [pytest.param(networks.TINY_ROWS, marks=measures)], ids=["tiny"])
+def test_a_row_that_raises_says_so_and_the_next_is_measured(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "PRECISIONS", ("float32",))
     bad = Row("bad", "bad", "step", "vector_routing", {"n_inp": -1}, 2)
-    networks.measure_rows(
-        [bad, *networks.TINY_ROWS], Deadline(60 * TINY_MINUTES), log_of(tmp_path), {}, tmp_path, {"seconds": 0.01}
-    )
+    networks.measure_rows([bad, *rows], Deadline(60 * TINY_MINUTES), log_of(tmp_path), {}, tmp_path, {"seconds": 0.01})
     lines = read_lines(tmp_path)
     assert all("failed" in line for line in lines if line["name"] == "bad")
     assert [line["kind"] for line in lines if line["name"] != "bad"] == ["forward", "step"]

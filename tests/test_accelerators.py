@@ -1,9 +1,6 @@
 """Layers choose by the processor that they run on; what can be shown of accelerators without one."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -32,14 +29,25 @@ from caps_tf.training.memory import check_memory
 from caps_tf.training.votes import describe_votes
 from tests.networks import tiny
 from tests.program_costs import training_program
+from tests.small_norb import run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 GPU = Processor("gpu", "a GPU", memory=80 * 10**9)
+DEFAULT = ("em", "heinsen", "vb")
 VARIANTS = [
-    *((name, {}) for name, network in NETWORKS.items() if network.routes and name != "conv_capsules"),
+    *(
+        pytest.param("conv_capsules", {"routing": routing}, marks=() if routing in DEFAULT else pytest.mark.campaign)
+        for routing in ROUTINGS
+        if routing != "none"
+    ),
     ("attention", {"sequential_routing": True}),
-    *(("conv_capsules", {"routing": routing}) for routing in ROUTINGS if routing != "none"),
+    ("matrix_capsules", {}),
+    *(
+        pytest.param(name, {}, marks=pytest.mark.campaign)
+        for name, network in NETWORKS.items()
+        if network.routes and name not in ("conv_capsules", "matrix_capsules")
+    ),
 ]
+"""Class capsules of three routings, and convolutional ones by attention and EM; in the campaign every network."""
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def test_a_training_step_on_an_accelerator_has_no_loop_and_no_float64(name, argu
 
 
 def test_the_loop_would_be_seen():
-    assert " while(" in training_program(tiny("matrix_capsules", votes_at_a_time=1))
+    assert " while(" in training_program(tiny("conv_capsules", routing="em", votes_at_a_time=1))
 
 
 @pytest.mark.parametrize("name, arguments", VARIANTS)
@@ -189,7 +197,7 @@ print(*(batch.device[-5:] for batch in prefetched(batches, "/CPU:1")))
 named = tf.data.Dataset.from_tensor_slices(["a", "b"]).batch(2)
 print(prefetched(named, "/CPU:1") is named)
 """
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    found = run_script("-c", program, start="forked")
     assert found.stdout.splitlines() == ["CPU:1 CPU:1", "True"]
 
 

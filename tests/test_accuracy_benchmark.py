@@ -18,14 +18,12 @@ from caps_tf.data.splits import make_splits
 from caps_tf.errors import UserError
 from caps_tf.files import locked
 from caps_tf.presets import load_preset
+from tests.benchmark_commands import run_here, run_process
 from tests.small_norb import ROOT
 
-PRESET = "hinton2018_smallnorb"
+PRESET = "norb_cnn"
 # 300 training pairs of both cameras, 17 pixels; two steps of 256.
-SMALL = (
-    "--image_size=17 --resize=0 --A=4 --B=2 --C=3 --D=3 --batch_size=256 --jit_compile=off --epoch=1 --log_every=1 "
-    "--margin_steps=5"
-)
+SMALL = "--image_size=17 --resize=0 --views=both --batch_size=256 --jit_compile=off --epoch=1 --log_every=1"
 
 
 def command(output, *flags):
@@ -33,7 +31,7 @@ def command(output, *flags):
 
 
 def run(output, *flags):
-    return subprocess.run(command(output, *flags), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    return run_here(accuracy, "_script", str, f"--output={output}", *flags)
 
 
 def line(**values):
@@ -43,18 +41,26 @@ def line(**values):
     return kept | {"machine": "one", "date": "2026-11-27"} | values
 
 
-@pytest.fixture(scope="module")
-def measured(storage):
+@pytest.fixture(
+    scope="module", params=[pytest.param(run, marks=pytest.mark.campaign) for run in (run_here, run_process)]
+)
+def measured(request, tmp_path_factory, small_norb):
     """Two seeds, trained and tested by the command, and the command's output."""
+    storage = tmp_path_factory.mktemp("storage")
+    (storage / "data").symlink_to(small_norb / "data")
     output = storage / "accuracy.csv"
     flags = (f"--presets={PRESET}", f"--storage={storage}", f"--flags={SMALL}")
-    process = run(output, *flags, "--seeds=2")
+    if request.param is run_here:
+        process = run(output, *flags, "--seeds=2")
+    else:
+        process = run_process(accuracy, f"--output={output}", *flags, "--seeds=2")
     assert process.returncode == 0, process.stderr[-4000:]
     return output, flags, process
 
 
-def test_each_seed_gets_a_line_with_what_its_run_and_its_report_say(measured, storage):
+def test_each_seed_gets_a_line_with_what_its_run_and_its_report_say(measured):
     output, _, process = measured
+    storage = output.parent
     lines = results.read(output)
     assert [each["seed"] for each in lines] == ["0", "1"]
     runs = sorted((storage / "logs" / "smallNORB").glob(f"*_{PRESET}_seed*"))
@@ -73,9 +79,9 @@ def test_each_seed_gets_a_line_with_what_its_run_and_its_report_say(measured, st
 
 
 def test_the_parameters_counted_are_the_trainable_ones_of_the_network(measured):
-    from caps_tf.models import matrix_capsules
+    from caps_tf.models import cnn_baseline
 
-    model = matrix_capsules((17, 17, 1), 5, A=4, B=2, C=3, D=3)
+    model = cnn_baseline((17, 17, 1), 5)
     expected = sum(int(weights.numpy().size) for weights in model.trainable_weights)
     assert results.read(measured[0])[0]["parameters"] == str(expected)
 
@@ -101,6 +107,7 @@ def test_what_is_in_the_file_is_not_run_again_and_a_run_that_is_stopped_adds_not
         pass
 
 
+@pytest.mark.campaign
 def test_the_nearest_neighbour_is_measured_on_familiar_and_novel_views_like_a_network(storage, tmp_path):
     output = tmp_path / "accuracy.csv"
     flags = (

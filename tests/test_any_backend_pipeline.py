@@ -14,6 +14,7 @@ from caps_tf.data.preprocessing import AUGMENTATIONS, Preprocessing
 from caps_tf.data.splits import make_splits
 from caps_tf.training.config import RunConfig
 from tests.coloured_folder import write_coloured_folder
+from tests.compiling import IN_CAMPAIGN
 
 
 def as_evaluated(dataset, preprocessing):
@@ -32,7 +33,9 @@ def as_prepared(directory, preprocessing):
     return keras.ops.convert_to_numpy(images), examples.labels[numbers]
 
 
-@pytest.mark.parametrize("views", ["both", "stereo", "left", "right"])
+@pytest.mark.parametrize(
+    "views", ["both", "stereo", *(pytest.param(each, marks=IN_CAMPAIGN) for each in ("left", "right"))]
+)
 @pytest.mark.parametrize(
     "size",
     [

@@ -90,7 +90,9 @@ def white(tested):
     return attacked(tested)
 
 
-@pytest.mark.parametrize("routing", ["em", "heinsen", "attention"])
+@pytest.mark.parametrize(
+    "routing", ["em", *(pytest.param(each, marks=pytest.mark.campaign) for each in ("heinsen", "attention"))]
+)
 def test_the_gradient_of_pixels_is_that_of_finite_differences_through_the_normalisation_and_finite(routing):
     model = tiny("conv_capsules", routing=routing)
     loss = functools.partial(spread if routing == "em" else cross_entropy, from_logits=True)
@@ -186,11 +188,12 @@ def test_a_black_box_follows_the_other_networks_gradient(tested, runs, white):
     assert black[1].accuracy < black[0].accuracy - 0.1 and black[1].accuracy != white[1].accuracy
 
 
-def test_test_py_writes_table_json_and_figure_also_from_two_devices(tested, runs):
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.campaign)])
+def test_test_py_writes_table_json_and_figure_also_from_two_devices(tested, runs, devices):
     options = {"steps": 2, "target": "least_likely", "examples": 64, "source": str(runs["other"])}
     flags = ("--attack=bim", "--attack_epsilon=0.2,0", "--attack_steps=2", "--attack_target=least_likely")
     box = ("--attack_examples=64", f"--attack_from={runs['other']}")
-    process = run_script("test.py", f"--load_dir={runs['victim']}", *flags, *box, "--num_gpus=2")
+    process = run_script("test.py", f"--load_dir={runs['victim']}", *flags, *box, *["--num_gpus=2"] * (devices == 2))
     directory = runs["victim"] / "test" / "step-12"
     written = json.loads((directory / "attack.json").read_text())
     assert written["settings"]["steps"] == 2 and written["settings"]["source"] == str(runs["other"])

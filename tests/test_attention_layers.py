@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 
 from caps_tf.layers import AttentionConvCapsules, AttentionDenseCapsules, CapsuleStack
+from tests.compiling import IN_CAMPAIGN
 from tests.layer_checks import run_layer_test
 
 
@@ -35,7 +36,7 @@ def test_attention_dense_capsules(arguments, children, parents, tmp_path):
     run_layer_test(lambda **kwargs: AttentionDenseCapsules(5, **arguments, **kwargs), children, [parents], tmp_path)
 
 
-@pytest.mark.parametrize("schedule", ["concurrent", "sequential"])
+@pytest.mark.parametrize("schedule", ["concurrent", pytest.param("sequential", marks=IN_CAMPAIGN)])
 def test_capsule_stack(schedule, tmp_path):
     def make(**kwargs):
         layers = [AttentionConvCapsules(3, **kwargs), AttentionConvCapsules(3, 2, **kwargs)]

@@ -9,6 +9,7 @@ import pytest
 
 from caps_tf.errors import UserError
 from caps_tf.models import attention_capsules, check_attention_config, load_attention_config
+from tests.compiling import IN_CAMPAIGN, PLAIN
 
 SMALL = {
     "backbone": {"output_dim": 8, "kernel_size": 3, "stride": 2, "padding": 1},
@@ -62,7 +63,7 @@ def test_an_image_does_not_depend_on_its_batch_mates():
     np.testing.assert_allclose(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("sequential", [False, pytest.param(True, marks=IN_CAMPAIGN)])
 def test_the_network_learns_with_plain_keras_and_reloads(sequential, tmp_path):
     # Two classes, a bar at the top or at the bottom.
     rng = np.random.default_rng(0)
@@ -74,10 +75,7 @@ def test_the_network_learns_with_plain_keras_and_reloads(sequential, tmp_path):
         (12, 12, 1), 2, SMALL, "simple", iterations=2, sequential_routing=sequential, dropout=0.1
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    jit_compile = (
-        "auto" if keras.config.backend() == "jax" else False
-    )  # elsewhere, compiling takes longer than training
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=["accuracy"], jit_compile=jit_compile)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=["accuracy"], jit_compile=PLAIN)
     history = model.fit(images, labels, batch_size=16, epochs=12, verbose=0)
     assert max(history.history["accuracy"]) > 0.9
     model.save(tmp_path / "capsules.keras")

@@ -40,11 +40,13 @@ def test_attention_trains_on_colour_images_in_the_published_regime_and_is_tested
     assert json.loads(report.read_text())["parts"]["test"]["num_examples"] == 24
 
 
+@pytest.mark.campaign
 def test_em_routing_trains_on_colour_images(folder, tmp_path):
     _, losses = train(tmp_path, f"--dataset={folder}", "--resize=17", *SMALL_CAPSULES, *QUICK)
     assert all(loss < 10 for loss in losses)
 
 
+@pytest.mark.campaign
 def test_attention_trains_on_norb(storage):
     flags = [flag for flag in SMALL_DATA if not flag.startswith("--margin_steps")]
     _, losses = train(

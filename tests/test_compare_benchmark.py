@@ -1,7 +1,6 @@
 """`python -m benchmarks.compare` trains every network in the same regime, once for each budget, and says what it found."""
 
 import doctest
-import subprocess
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ from benchmarks import compare, comparison, results
 from caps_tf.errors import UserError
 from caps_tf.networks import ROUTINGS
 from caps_tf.presets import load_preset
+from tests.benchmark_commands import run_here, run_process
 from tests.small_norb import ROOT
 
 SMALL = (
@@ -17,12 +17,8 @@ SMALL = (
 )
 
 
-def command(output, *flags):
-    return [sys.executable, "-m", "benchmarks.compare", f"--output={output}", *flags]
-
-
 def run(output, *flags):
-    return subprocess.run(command(output, *flags), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    return run_here(compare, "run_script", lambda printed: (printed, 900.0), f"--output={output}", *flags)
 
 
 def line(network="em", budget="2 epochs", seed="0", **values):
@@ -33,9 +29,13 @@ def line(network="em", budget="2 epochs", seed="0", **values):
     return kept | {"machine": "one", "date": "2026-11-28"} | values
 
 
-@pytest.fixture(scope="module")
-def compared(storage):
+@pytest.fixture(
+    scope="module", params=[pytest.param(run, marks=pytest.mark.campaign) for run in (run_here, run_process)]
+)
+def compared(request, tmp_path_factory, small_norb):
     """One seed of one routing, and the output of the command."""
+    storage = tmp_path_factory.mktemp("storage")
+    (storage / "data").symlink_to(small_norb / "data")
     output = storage / "compare.csv"
     flags = (
         f"--storage={storage}",
@@ -45,7 +45,10 @@ def compared(storage):
         "--seeds=1",
         f"--flags={SMALL}",
     )
-    process = run(output, *flags, "--minutes=0.001")
+    if request.param is run_here:
+        process = run(output, *flags, "--minutes=0.001")
+    else:
+        process = run_process(compare, f"--output={output}", *flags, "--minutes=0.001")
     assert process.returncode == 0, process.stderr[-4000:]
     return output, flags, process
 
@@ -164,7 +167,8 @@ def test_what_cannot_be_compared_is_one_line(flags, words, tmp_path, monkeypatch
 
 def test_a_failed_run_leaves_no_line_and_a_bad_exit(tmp_path):
     output = tmp_path / "compare.csv"
-    process = run(output, "--dataset=smallNORB", f"--storage={tmp_path}", "--networks=em", "--seeds=1")
+    flags = ("--dataset=smallNORB", f"--storage={tmp_path}", "--networks=em", "--seeds=1")
+    process = run_process(compare, f"--output={output}", *flags)
     assert process.returncode == 1 and "train_val.py failed" in process.stderr and not output.exists()
 
 

@@ -1,7 +1,3 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -13,16 +9,15 @@ from caps_tf.training.compilation import split_at_routing
 from caps_tf.training.factories import capsule_outputs, cross_entropy
 from caps_tf.training.steps import make_train_step
 from tests.networks import inputs_of, random_batch, tiny
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.small_norb import run_script
 
 
 @pytest.mark.parametrize(
     "name, arguments",
     [
-        ("matrix_capsules", {"weight_reg": 0.01}),
+        pytest.param("matrix_capsules", {"weight_reg": 0.01}, marks=pytest.mark.campaign),
         ("heinsen_sst", {"weight_reg": 0.01}),
-        ("heinsen_norb", {"iterations": 1}),
+        pytest.param("heinsen_norb", {"iterations": 1}, marks=pytest.mark.campaign),
         ("conv_capsules", {"routing": "em"}),
         ("conv_capsules", {"routing": "attention", "weight_reg": 0.01}),
         ("conv_capsules", {"routing": "none"}),
@@ -110,7 +105,6 @@ for strategy in (one, two):
     loss = float(step(batch, tf.constant(0.5), tf.constant(0.0)).loss)
     print(loss, *(number for weight in normalization.weights for number in np.ravel(weight)))
 """
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert found.returncode == 0, found.stderr[-2000:]
+    found = run_script("-c", program, start="forked")
     one, two = (np.array(line.split(), "float64") for line in found.stdout.splitlines()[-2:])
     np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)

@@ -6,6 +6,7 @@ without a line in `LAYERS` fails.
 
 import dataclasses
 import inspect
+import itertools
 
 import keras
 import numpy as np
@@ -24,6 +25,7 @@ from caps_tf.training.config import PRECISIONS, RunConfig
 from caps_tf.training.factories import capsule_outputs, make_loss, make_model
 from caps_tf.training.regime import make_optimizer
 from caps_tf.training.steps import make_train_step
+from tests.compiling import both_ways
 from tests.layer_checks import add_noise, as_list, run_layer_test
 from tests.networks import CLASSES, input_shapes, inputs_of, random_batch, tiny_config, tiny_run_model
 
@@ -90,11 +92,25 @@ def test_every_layer_with_weights_of_a_product_is_counted(built):
         assert not has_kernel or isinstance(layer, counted), layer.name
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_network_trains_a_step_in_each_precision(precision, built):
-    name, _ = built
-    config = tiny_config(name, batch_size=BATCH, precision=precision)
-    model = tiny_run_model(name, precision=precision)
+def iterations(most, name):
+    """A flag for fewer iterations than were published: each takes seconds to trace."""
+    few = min(most, NETWORKS[name].iterations)
+    return {"iter_routing": few} if few and "iter_routing" in NETWORKS[name].flags else {}
+
+
+SLOWLY_TRACED = ("vb_capsules", "heinsen_norb", "matrix_capsules", "self_routing")
+
+
+@pytest.mark.parametrize(
+    "name, precision, most",
+    [
+        *((name, "float32", 1) for name in NETWORKS if name not in SLOWLY_TRACED),
+        *(pytest.param(*each, 9, marks=pytest.mark.campaign) for each in itertools.product(NETWORKS, PRECISIONS)),
+    ],
+)
+def test_a_network_trains_a_step_in_each_precision(name, precision, most):
+    config = tiny_config(name, batch_size=BATCH, precision=precision, **iterations(most, name))
+    model = tiny_run_model(name, precision=precision, **iterations(most, name))
     optimizer = make_optimizer(config, steps_per_epoch=1)
     optimizer.build(model.trainable_variables)
     before = [np.array(weight) for weight in model.trainable_weights]
@@ -290,9 +306,10 @@ def test_every_exported_routing_layer_is_here():
     assert {each for each in found if keras.saving.get_registered_name(each) != each.__name__} == set(LAYERS)
 
 
+@both_ways
 @pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind not in SUITE_ELSEWHERE])
-def test_a_routing_layer_passes_the_suite_of_all_layers(kind, tmp_path):
-    run_layer_test(*LAYERS[kind], tmp_path)
+def test_a_routing_layer_passes_the_suite_of_all_layers(kind, jit_compile, tmp_path):
+    run_layer_test(*LAYERS[kind], tmp_path, jit_compile)
 
 
 @pytest.mark.parametrize("kind", LAYERS)

@@ -84,10 +84,12 @@ def assert_learned_and_drawn(process, output):
             assert len(np.unique(np.array(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50  # not a blank page
 
 
+@pytest.mark.campaign
 def test_credit_of_an_image(images, tmp_path):
     assert_learned_and_drawn(draw(images, tmp_path), tmp_path)
 
 
+@pytest.mark.campaign
 def test_credit_of_a_sentence(sentences, encoder, tmp_path):
     assert_learned_and_drawn(draw(sentences, tmp_path, f"--encoder={encoder}"), tmp_path)
 

@@ -69,16 +69,17 @@ def test_unknown_names_and_directories_are_told_apart(tmp_path):
         open_dataset(str(tmp_path))
 
 
-def test_no_network_is_one_clear_line(tmp_path):
+def test_no_network_is_one_clear_line(tmp_path, monkeypatch):
     code = (
         "import sys, caps_tf.data.datasets as datasets\n"
         "from caps_tf.scripts import run_script\n"
         "run_script(lambda argv: datasets.open_dataset('mnist', storage=sys.stdin.read()) and 0)"
     )
     nowhere = "http://127.0.0.1:9"  # nothing listens there
-    environment = {"http_proxy": nowhere, "https_proxy": nowhere, "HTTPS_PROXY": nowhere, "HTTP_PROXY": nowhere}
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
+        monkeypatch.setenv(name, nowhere)
     code = code.replace("sys.stdin.read()", repr(str(tmp_path)))
-    process = run_script("-c", code, check=False, environment=environment)
+    process = run_script("-c", code, check=False, start="forked")
     assert process.returncode == 1
     assert process.stderr.startswith("error: mnist: is not in ") and process.stderr.count("\n") == 1
     assert "cannot be reached" in process.stderr

@@ -8,6 +8,7 @@ from keras import ops
 from caps_tf.costs import count_costs
 from caps_tf.models import ReconstructionDecoder
 from caps_tf.models.decoder import squared_error, unit_range
+from tests.compiling import PLAIN
 from tests.decoder_reference import drawn_by_hand
 
 
@@ -65,7 +66,7 @@ def test_a_decoder_learns_to_draw_a_handful_of_images():
     poses, kept = random_poses(), np.eye(3, dtype="float32")[[0, 1, 2, 1]]
     images = np.random.default_rng(1).uniform(size=(4, 5, 5, 1)).astype("float32")
     model = as_model(ReconstructionDecoder((5, 5, 1), units=(16, 32)), poses, kept)
-    model.compile(keras.optimizers.Adam(0.01), loss=squared_error, jit_compile=keras.config.backend() == "jax")
+    model.compile(keras.optimizers.Adam(0.01), loss=squared_error, jit_compile=PLAIN)
     before = model.evaluate([poses, kept], images, verbose=0)
     often = [np.tile(values, (150, *[1] * (values.ndim - 1))) for values in (poses, kept, images)]
     model.fit(often[:2], often[2], batch_size=4, verbose=0)

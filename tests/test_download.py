@@ -34,7 +34,7 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-@pytest.fixture(params=["curl", "wget"])
+@pytest.fixture(params=["curl", pytest.param("wget", marks=pytest.mark.campaign)])
 def downloads(request: pytest.FixtureRequest, tmp_path: Path, server: Server) -> Downloads:
     if shutil.which(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
@@ -208,6 +208,7 @@ def test_redirections_in_circles_are_one_error(downloads):
     assert_one_error(downloads.fetch(), "redirects in circles")
 
 
+@pytest.mark.campaign
 def test_a_redirection_to_nowhere_is_one_error_that_names_the_address_asked_for(downloads):
     for name in downloads.data:
         downloads.server.redirects[f"/norb/{name}.gz"] = "http://127.0.0.1:1/"
@@ -227,7 +228,8 @@ def test_a_wrong_length_ends_in_bounded_time_with_whole_files_or_one_error(downl
         assert not [name for name in os.listdir(downloads.dir) if name.endswith(".mat")]
 
 
-@pytest.mark.parametrize("after", [100, pytest.param(0, marks=pytest.mark.campaign)])
+@pytest.mark.campaign
+@pytest.mark.parametrize("after", [100, 0])
 def test_a_silent_server_is_given_up_in_bounded_time(downloads, after):
     downloads.server.stall_after = after
     begin = time.monotonic()

@@ -13,6 +13,7 @@ from caps_tf.layers import DynamicClassCapsules, DynamicConvCapsules, SquashedCa
 from caps_tf.losses import MarginLoss
 from caps_tf.models import capsnet
 from caps_tf.routing import Neighbourhood, dynamic_routing, lengths, squash
+from tests.compiling import PLAIN
 from tests.em_reference import connections
 from tests.gradients import gradients
 from tests.layer_checks import run_layer_test
@@ -284,7 +285,7 @@ def test_capsnet_learns_with_the_margin_loss():
     images, labels = bars(size=18)
     keras.utils.set_random_seed(0)
     model = capsnet((18, 18, 1), 2, channels=16)
-    model.compile(keras.optimizers.Adam(3e-3), MarginLoss(), metrics=["sparse_categorical_accuracy"])
+    model.compile(keras.optimizers.Adam(3e-3), MarginLoss(), metrics=["sparse_categorical_accuracy"], jit_compile=PLAIN)
     history = model.fit(images, labels, batch_size=16, epochs=8, verbose=0)
     assert history.history["sparse_categorical_accuracy"][-1] > 0.9
 

@@ -12,6 +12,7 @@ from caps_tf.routing.competition import initial_routing_weights, softmax_over_pa
 from caps_tf.routing.em import log_likelihood, m_step
 from caps_tf.routing.neighbourhood import Neighbourhood
 from tests import em_reference
+from tests.compiling import IN_CAMPAIGN
 from tests.gradients import gradients
 from tests.precision import within
 
@@ -244,7 +245,7 @@ def test_the_order_of_children_does_not_matter():
     np.testing.assert_allclose(parents.activations, shuffled.activations, rtol=1e-4)
 
 
-@pytest.mark.parametrize("iterations", [1, 3, 5])
+@pytest.mark.parametrize("iterations", [3, *(pytest.param(each, marks=IN_CAMPAIGN) for each in (1, 5))])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("case", ["random", "inactive children", "identical votes", "one outlier"])
 def test_extreme_inputs_give_finite_values_and_gradients(case, scale, iterations):

@@ -22,9 +22,9 @@ KINDS = ("random", "zeros", "all equal", "equal children", "one outlier")
 size = st.integers(1, 3)
 iterations = st.integers(1, 5)
 
-# A few dozen examples in each run of the suite, always the same; many more, and others each time, in the campaign.
+# A few examples in each run of the suite, always the same; many more, and others each time, in the campaign.
 # JAX compiles for each shape anew, which takes seconds.
-FEW = 3 if keras.config.backend() == "jax" else 25
+FEW = 3 if keras.config.backend() == "jax" else 6
 campaigns = pytest.mark.parametrize(
     "examples", [pytest.param(FEW, id="few"), pytest.param(500, id="many", marks=pytest.mark.campaign)]
 )

@@ -134,6 +134,7 @@ def test_an_address_space_too_small_for_tensorflow_is_one_line(tmp_path, script,
     record_property("inputs refused", 1)
 
 
+@pytest.mark.campaign
 def test_a_step_beyond_the_address_space_is_one_line_before_anything_is_written(storage, record_property):
     flags, limits = [f"--storage={storage}", *TINY, "--B=300", "--C=300"], [(resource.RLIMIT_AS, 7 * 10**9)]
     before = sorted(storage.rglob("*"))

@@ -7,8 +7,8 @@ import pytest
 
 from tests.clusters import Cluster
 from tests.networks import ATTENTION
-from tests.runs import assert_same_weights, log_lines, train, weights
-from tests.small_norb import SMALL_DATA, TINY, run_script
+from tests.runs import assert_same_weights, continued, log_lines, train, weights
+from tests.small_norb import SMALL_DATA, TINY
 
 SHARES = ("routing_entropy", "parents_off", "parents_on", "activation_mean", "activation_deviation", "variance_floor")
 EM_GAUGES = (*SHARES, "vote_scale", "vote_spread_2")
@@ -26,7 +26,8 @@ def read_gauges(run_directory):
 
 @pytest.fixture(scope="module")
 def watched(storage):
-    return train(storage, "watched", "--epoch=2", "--routing_gauges")
+    flags = ("--epoch=2", "--checkpoint_every=12", "--keep_checkpoints=9", "--routing_gauges")
+    return train(storage, "watched", *flags)
 
 
 def test_gauges_of_matrix_capsules_have_the_names_and_ranges_that_the_documentation_says(watched):
@@ -40,19 +41,28 @@ def test_gauges_of_matrix_capsules_have_the_names_and_ranges_that_the_documentat
         assert ratios["update_ratio/class_capsules/beta_a"] < 1e-4 < ratios["update_ratio/relu_conv1/kernel"] < 1
 
 
-def test_a_run_learns_the_same_with_gauges_and_without(storage, watched):
-    plain = train(storage, "plain", "--epoch=2")
-    assert_same_weights(weights(watched), weights(plain))
-    assert read_gauges(plain) == [{}] * 6
+def test_a_run_learns_the_same_with_gauges_and_without(watched, trained):
+    assert_same_weights(weights(watched), weights(trained))
+    assert read_gauges(trained) == [{}] * 6
 
 
+@pytest.mark.campaign
 def test_a_run_that_was_stopped_goes_on_with_the_same_gauges(storage, watched):
-    broken = train(storage, "broken", "--epoch=1", "--checkpoint_every=7", "--routing_gauges")
-    run_script("train_val.py", f"--load_dir={broken}", "--ckpt_name=step-7", "--epoch=2")
+    broken = continued(watched, storage, "broken", "step-12")
     assert_same_weights(weights(broken), weights(watched))
     assert read_gauges(broken) == read_gauges(watched)
 
 
+@pytest.mark.campaign
+def test_gauges_of_heinsens_routing(storage):
+    flags = ("--network=conv_capsules", "--routing=heinsen", "--convolutions=4k5s2,8s2", "--capsules=2", "--epoch=1")
+    for line in read_gauges(train(storage, "heinsen", *flags, "--routing_gauges")):
+        expected = (*SHARES, "vote_scale", "vote_spread_2")
+        assert {f"{gauge}/class_capsules" for gauge in expected} <= set(line)
+        assert line["update_ratio/class_capsules/W"] > 0
+
+
+@pytest.mark.campaign
 @pytest.mark.parametrize("devices", [1, 2])
 def test_gauges_of_heinsens_network(storage, devices):
     flags = [flag for flag in SMALL_DATA if not flag.startswith(("--margin_steps", "--image_size", "--resize"))]
@@ -64,6 +74,7 @@ def test_gauges_of_heinsens_network(storage, devices):
         assert line["update_ratio/class_capsules/W"] > 0
 
 
+@pytest.mark.campaign
 def test_gauges_of_attention_and_of_a_network_without_routing(storage):
     flags = ("--network=attention", f"--config_path={ATTENTION}", "--backbone=simple", "--epoch=1")
     for line in read_gauges(train(storage, "attention", *flags, "--routing_gauges", "--num_routing=2")):

@@ -9,6 +9,7 @@ from keras import ops
 
 from caps_tf.errors import UserError
 from caps_tf.models import heinsen_sst
+from tests.compiling import both_ways, in_campaign
 from tests.gradients import gradients
 from tests.networks import tiny
 
@@ -85,7 +86,9 @@ def test_the_classifier_under_mixed_precision_stays_near_float32(policy):
     assert np.mean(np.abs(np.array(scores) - expected)) < 0.05 * np.abs(expected).max()
 
 
-def test_the_classifier_learns_with_plain_keras_and_reloads(tmp_path):
+@in_campaign
+@both_ways
+def test_the_classifier_learns_with_plain_keras_and_reloads(jit_compile, tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=60)
     embedding = rng.normal(size=(60, 5, 2, 8)).astype("float32")
@@ -93,7 +96,7 @@ def test_the_classifier_learns_with_plain_keras_and_reloads(tmp_path):
     inputs = {"embedding": embedding, "mask": np.ones((60, 5), "float32")}
     model = heinsen_sst(2, 8, 2, features=8, parts=4)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(2e-2), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(2e-2), loss, metrics=["accuracy"], jit_compile=jit_compile)
     history = model.fit(inputs, labels, batch_size=20, epochs=15, verbose=0)
     assert history.history["accuracy"][-1] > 0.85
     model.save(tmp_path / "sst.keras")

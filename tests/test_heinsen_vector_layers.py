@@ -8,13 +8,15 @@ from keras.ops import convert_to_numpy as numpy
 
 from caps_tf.layers import DefinableVectorRouting, HeinsenVectorRouting
 from caps_tf.routing import end_to_end_credit
+from tests.compiling import IN_CAMPAIGN
 from tests.gradients import gradients
 from tests.heinsen_vectors_cases import agreement, assert_near, needs_float64, random_mask, values
 from tests.layer_checks import run_layer_test
 
 
-@pytest.mark.parametrize("n_inp", [8, None])
-@pytest.mark.parametrize("d_out", [4, 1])
+@pytest.mark.parametrize(
+    "n_inp, d_out", [(8, 1), (None, 4), pytest.param(8, 4, marks=IN_CAMPAIGN), pytest.param(None, 1, marks=IN_CAMPAIGN)]
+)
 def test_efficient_layer(n_inp, d_out, tmp_path):
     def make_layer(**kwargs):
         return HeinsenVectorRouting(n_inp, n_out=5, d_inp=6, d_out=d_out, name="routing", **kwargs)
@@ -22,7 +24,7 @@ def test_efficient_layer(n_inp, d_out, tmp_path):
     run_layer_test(make_layer, (8, 6), [(5, d_out)], tmp_path)
 
 
-@pytest.mark.parametrize("n_inp", [8, -1])
+@pytest.mark.parametrize("n_inp", [-1, pytest.param(8, marks=IN_CAMPAIGN)])
 def test_definable_layer(n_inp, tmp_path):
     def make_layer(**kwargs):
         proposals = [keras.layers.Dense(5 * 4, name="dense"), keras.layers.Reshape((-1, 5, 4), name="reshape")]

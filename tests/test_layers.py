@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from caps_tf.layers import EMClassCapsules, EMConvCapsules, HeinsenRouting, PrimaryCapsules
+from tests.compiling import IN_CAMPAIGN
 from tests.gradients import gradients
 from tests.layer_checks import run_layer_test
 
@@ -27,9 +28,14 @@ def test_primary_capsules(arguments, rows, columns, pose_shape, tmp_path):
     )
 
 
-@pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize(
-    "kernel_size, strides, rows, columns, pose", [(3, 1, 3, 4, 4), (3, 2, 2, 2, 4), ((2, 3), (1, 2), 4, 2, 3)]
+    "kernel_size, strides, rows, columns, pose, iterations",
+    [
+        (3, 1, 3, 4, 4, 1),
+        (3, 2, 2, 2, 4, 1),
+        ((2, 3), (1, 2), 4, 2, 3, 3),
+        *(pytest.param(*case, marks=IN_CAMPAIGN) for case in ((3, 1, 3, 4, 4, 3), (3, 2, 2, 2, 4, 3))),
+    ],
 )
 def test_em_conv_capsules(kernel_size, strides, rows, columns, pose, iterations, tmp_path):
     run_layer_test(

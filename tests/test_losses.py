@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from caps_tf.losses import MarginLoss, MarginSchedule, SpreadLoss, margin_loss, spread_loss
+from caps_tf.losses import MarginLoss, MarginSchedule, MarginScheduler, SpreadLoss, margin_loss, spread_loss
 
 
 @pytest.mark.parametrize("margin", [0.2, 0.9])
@@ -67,6 +67,19 @@ def test_loss_and_schedule_come_back_from_their_config():
     schedule = MarginSchedule(0.1, 0.5, 100.0)
     again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
     assert again.get_config() == schedule.get_config()
+
+
+def test_the_margin_of_a_fit_is_that_of_the_step():
+    scores = keras.Input((2,))
+    model = keras.Model(scores, keras.layers.Dense(2, "sigmoid", kernel_initializer="zeros")(scores))
+    loss, schedule = SpreadLoss(), MarginSchedule(steps=2)
+    # The network stays the same: the loss of each epoch, of one step, is that of the step's margin.
+    model.compile(keras.optimizers.SGD(0.0), loss, jit_compile=False)
+    x, labels = np.array([[0.3, 0.5]]), np.array([0])
+    history = model.fit(x, labels, epochs=3, verbose=0, callbacks=[MarginScheduler(loss, schedule)])
+    expected = [float(spread_loss(labels, model(x), schedule(step))[0]) for step in range(3)]
+    np.testing.assert_allclose(history.history["loss"], expected, rtol=1e-5)
+    assert len(set(expected)) == 3
 
 
 def test_a_schedule_without_steps_is_refused():

@@ -7,6 +7,7 @@ import pytest
 from caps_tf.errors import UserError
 from caps_tf.losses import MarginSchedule, MarginScheduler, SpreadLoss
 from caps_tf.models import cnn_baseline, heinsen_norb, matrix_capsules
+from tests.compiling import both_ways, in_campaign
 
 
 def trainable_parameters(model):
@@ -40,7 +41,9 @@ def test_heinsen_norb_takes_images_of_other_sizes_with_the_same_weights():
         assert scores.shape == (2, 5) and np.isfinite(scores).all()
 
 
-def test_heinsen_norb_learns_with_plain_keras_and_reloads(tmp_path):
+@in_campaign
+@both_ways
+def test_heinsen_norb_learns_with_plain_keras_and_reloads(jit_compile, tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=64)
     images = rng.uniform(0, 0.5, size=(64, 30, 30, 1)).astype("float32")
@@ -48,7 +51,7 @@ def test_heinsen_norb_learns_with_plain_keras_and_reloads(tmp_path):
         image[slice(2, 12) if label else slice(18, 28)] += 0.5
     model = heinsen_norb((30, 30, 1), 2, channels=8, parts=4)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"], jit_compile=jit_compile)
     accuracy = epochs = 0
     while accuracy < 0.9 and epochs < 60:  # it stays near 1/2 for one to twenty epochs, whichever weights it began with
         [accuracy] = model.fit(images, labels, batch_size=16, verbose=0).history["accuracy"]
@@ -75,7 +78,9 @@ def test_too_small_an_image_is_refused_with_the_size_needed():
         heinsen_norb((28, 40, 2), 5)
 
 
-def test_matrix_capsules_learn_with_plain_keras_and_reload(tmp_path):
+@in_campaign
+@both_ways
+def test_matrix_capsules_learn_with_plain_keras_and_reload(jit_compile, tmp_path):
     # Two classes, a bar at the top or at the bottom: class capsules that were told the position of their votes
     # separate them.
     rng = np.random.default_rng(0)
@@ -86,7 +91,7 @@ def test_matrix_capsules_learn_with_plain_keras_and_reload(tmp_path):
         image[rows] += 3.0
     model = matrix_capsules((20, 20, 1), 2, A=8, B=3, C=3, D=3)
     loss = SpreadLoss()
-    model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"], jit_compile=jit_compile)
     schedule = MarginScheduler(loss, MarginSchedule(steps=10))
     history = model.fit(images, labels, batch_size=16, epochs=10, verbose=0, callbacks=[schedule])
     assert history.history["accuracy"][-1] > 0.9

@@ -104,6 +104,7 @@ def run_installed(program, *arguments, cwd):
     return process
 
 
+@pytest.mark.campaign
 def test_the_wheel_is_the_library_and_needs_at_import_only_what_layers_need(installed, tmp_path):
     process = run_installed(installed / "python", "-c", PUBLIC, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
@@ -111,6 +112,7 @@ def test_the_wheel_is_the_library_and_needs_at_import_only_what_layers_need(inst
     assert Path(path).is_relative_to(installed.parent) and version.count(".") == 2
 
 
+@pytest.mark.campaign
 def test_console_commands_are_the_scripts(installed, tmp_path):
     assert {f"caps-tf-{name}" for name in COMMANDS} <= set(PROJECT["scripts"])
     for name in PROJECT["scripts"]:

@@ -72,7 +72,9 @@ def assert_pixels_come_from(files, examples):
     np.testing.assert_array_equal(factors, files.info[rows] * [1, 5, 10, 1] + [0, 30, 0, 0])
 
 
-@pytest.mark.parametrize("batch_size", [1350, 100, 2700, 4000, 7])
+@pytest.mark.parametrize(
+    "batch_size", [100, 4000, *(pytest.param(each, marks=pytest.mark.campaign) for each in (1350, 2700, 7))]
+)
 def test_every_test_example_counts_once_whatever_the_batch_size(norb, files, batch_size):
     split = make_splits(norb)["test"]
     batches = collect(evaluation_batches(split, PLAIN, batch_size))
@@ -129,6 +131,7 @@ def test_novel_azimuths_of_hinton_2018(norb):
     assert not rows[0] & rows[1] and rows[0] | rows[1] == set(range(1350))
 
 
+@pytest.mark.campaign
 def test_novel_elevations_of_hinton_2018(norb):
     splits = make_splits(norb, viewpoints="elevation", val_instances=[4])
     for name in ("train", "validation", "familiar"):

@@ -11,23 +11,28 @@ from caps_tf.errors import UserError
 from caps_tf.presets import DIRECTORY, OF_A_RUN, departures, list_presets, load_preset, read_preset
 from caps_tf.training.config import RunConfig
 from caps_tf.training.params import load_params, save_params
-from tests.runs import train
-from tests.small_norb import expect_one_line, run_script
+from tests.runs import start_training
+from tests.small_norb import SMALL_DATA, expect_one_line, run_script
 
-# What train_val.py makes of its flags, without starting TensorFlow.
+# What train_val.py makes of its flags, for each line of them, without starting TensorFlow.
 RESOLVE = """
-import dataclasses, json, sys
+import dataclasses, json, shlex, sys
 from absl import flags
 from caps_tf.commands import train
 train.define_flags()
-flags.FLAGS(["train_val.py", *sys.argv[1:]])
+for line in sys.argv[1:]:
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(["train_val.py", *shlex.split(line)])
+    print(json.dumps(dataclasses.asdict(train.resolve_config())))
 assert "tensorflow" not in sys.modules and "keras" not in sys.modules
-print(json.dumps(dataclasses.asdict(train.resolve_config())))
 """
 
 
-def resolve(*flags):
-    return RunConfig(**json.loads(run_script("-c", RESOLVE, *flags).stdout))
+def resolve(*lines):
+    """The parameters of each command line."""
+    found = [RunConfig(**json.loads(said)) for said in run_script("-c", RESOLVE, *lines).stdout.splitlines()]
+    assert len(found) == len(lines)
+    return found
 
 
 def write(directory, text, name="mine"):
@@ -39,17 +44,16 @@ def write(directory, text, name="mine"):
 ABOUT = '[about]\nsummary = "of a test"\ncommand = "python train_val.py --preset=mine"\n'
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in DIRECTORY.glob("*.toml")))
-def test_a_presets_command_names_it_and_trains_with_exactly_its_flags(name):
-    preset = load_preset(name)
-    python, script, *flags = shlex.split(preset.about.command)
-    assert (python, script) == ("python", "train_val.py") and f"--preset={name}" in flags
-    config = dataclasses.asdict(resolve(*flags))
-    assert config["preset"] == name
-    given = {flag.lstrip("-").partition("=")[0] for flag in flags}
-    for field, default in dataclasses.asdict(RunConfig()).items():
-        if field not in given:
-            assert config[field] == preset.flags.get(field, default), field
+def test_a_presets_command_names_it_and_trains_with_exactly_its_flags():
+    presets = {path.stem: load_preset(path.stem) for path in DIRECTORY.glob("*.toml")}
+    commands = {name: preset.about.command.removeprefix("python train_val.py ") for name, preset in presets.items()}
+    for config, (name, command) in zip(resolve(*commands.values()), commands.items(), strict=True):
+        flags = shlex.split(command)
+        assert config.preset == name and f"--preset={name}" in flags
+        given = {flag.lstrip("-").partition("=")[0] for flag in flags}
+        for field, default in dataclasses.asdict(RunConfig()).items():
+            if field not in given:
+                assert getattr(config, field) == presets[name].flags.get(field, default), (name, field)
 
 
 def test_every_file_is_listed_and_none_is_called_as_the_list_is():
@@ -68,8 +72,10 @@ def test_the_matrix_capsules_preset_spells_out_the_defaults_and_leaves_out_valid
 
 def test_flags_overrule_the_preset_wherever_they_stand_and_the_preset_the_defaults():
     assert RunConfig().epoch == 100 and RunConfig().sequential_routing is False
-    for flags in (["--preset=tsai2020_cifar10", "--epoch=7"], ["--epoch=7", "--preset=tsai2020_cifar10"]):
-        config = resolve(*flags, "--sequential_routing", "--lrn_rate=0.003")
+    others = "--sequential_routing --lrn_rate=0.003"
+    for config in resolve(
+        f"--preset=tsai2020_cifar10 --epoch=7 {others}", f"--epoch=7 --preset=tsai2020_cifar10 {others}"
+    ):
         assert (config.network, config.batch_size, config.weight_decay) == ("attention", 128, 5e-4)
         assert (config.epoch, config.sequential_routing, config.lrn_rate) == (
             7,
@@ -80,9 +86,9 @@ def test_flags_overrule_the_preset_wherever_they_stand_and_the_preset_the_defaul
 
 
 def test_iterations_have_two_names_and_one_value():
-    for name in ("--iter_routing", "--num_routing"):
-        assert resolve("--preset=tsai2020_cifar10", f"{name}=3").routing_iterations == 3
-    assert resolve("--num_routing=1").routing_iterations == 1
+    preset = "--preset=tsai2020_cifar10"
+    found = resolve(f"{preset} --iter_routing=3", f"{preset} --num_routing=3", "--num_routing=1")
+    assert [config.routing_iterations for config in found] == [3, 3, 1]
 
 
 def test_the_list_has_a_line_for_each_preset_with_its_summary():
@@ -117,14 +123,14 @@ def test_a_preset_is_refused_beside_the_parameters_of_a_run(other):
 
 
 def test_a_run_keeps_the_presets_name_and_values_and_goes_on_with_them(storage):
-    run = train(storage, "named", "--preset=hinton2018_smallnorb", "--epoch=1", "--loss=cross_entropy")
+    run = start_training(*SMALL_DATA, f"--storage={storage}", "--preset=norb_cnn", "--epoch=1", "--lrn_rate=0.01")
     path = run / "train" / "params.json"
     params = load_params(path)
-    assert (params["preset"], params["epoch"], params["loss"]) == ("hinton2018_smallnorb", 1, "cross_entropy")
-    assert params["val_prop"] == 0 and params["A"] == 4
+    assert (params["preset"], params["epoch"], params["lrn_rate"]) == ("norb_cnn", 1, 0.01)
+    assert (params["network"], params["schedule"], params["batch_size"]) == ("cnn_baseline", "one_cycle", 32)
     run_script("train_val.py", f"--load_dir={run}", "--epoch=2")
     assert load_params(path) == {**params, "epoch": 2}
-    assert resolve(f"--params_path={path}", "--seed=3") == dataclasses.replace(RunConfig(**params), epoch=2, seed=3)
+    assert resolve(f"--params_path={path} --seed=3") == [dataclasses.replace(RunConfig(**params), epoch=2, seed=3)]
 
 
 def test_parameters_of_earlier_runs_have_no_preset_and_those_of_a_forgotten_one_still_load(tmp_path):

@@ -198,9 +198,10 @@ def digest(directory, batch_size):
     return found.hexdigest()
 
 
+@pytest.mark.campaign
 def test_test_sets_are_the_same_for_every_process_batch_size_and_order_of_the_files(digits, tmp_path):
     other = convert(tmp_path / "other", seed=1)
-    assert digest(digits, 8) in run_script("-c", DIGEST, str(other)).stdout.split()
+    assert digest(digits, 8) in run_script("-c", DIGEST, str(other), start="forked").stdout.split()
 
 
 def test_novel_images_are_transformed_and_familiar_ones_only_placed(splits):
@@ -365,6 +366,7 @@ def test_a_run_of_the_affine_protocol_reports_placed_and_transformed_images(digi
     assert line["familiar"] and line["novel"]
 
 
+@pytest.mark.campaign
 def test_a_run_on_pairs_learns_from_both_labels_and_reports_both(digits, tmp_path):
     flags = (f"--{name}={value}" for name, value in TINY.items())
     data = (f"--dataset={digits}", f"--storage={tmp_path}", "--protocol=overlap", "--resize=20")

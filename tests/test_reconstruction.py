@@ -25,6 +25,8 @@ from tests.refusals import refused
 from tests.runs import assert_same_weights, log_lines, train, weights
 from tests.small_norb import expect_one_line, run_script
 
+LONG = ("vb_capsules", "heinsen_norb")
+"""Networks that take longest to trace."""
 WEIGHT = 0.5
 """Far larger than published, so that the gradient of the error is not lost in that of the loss."""
 
@@ -33,7 +35,7 @@ WEIGHT = 0.5
     "name, options",
     [
         *(
-            (name, {"iter_routing": 1})
+            pytest.param(name, {"iter_routing": 1}, marks=pytest.mark.campaign if name in LONG else ())
             for name, network in NETWORKS.items()
             if network.routes and network.reads == "image" and name != "self_routing"  # whose classes have no poses
         ),
@@ -118,9 +120,11 @@ def test_weights_below_zero_and_runs_on_other_backends_are_refused():
 
 @pytest.fixture(scope="module")
 def run(storage):
-    return train(storage, "drawn", "--epoch=2", "--reconstruction=0.0005", "--checkpoint_every=12")
+    flags = ("--network=conv_capsules", "--routing=em", "--convolutions=4k5s2,8s2", "--capsules=2")
+    return train(storage, "drawn", *flags, "--epoch=2", "--reconstruction=0.0005", "--checkpoint_every=12")
 
 
+@pytest.mark.campaign
 def test_a_run_logs_its_reconstruction_and_its_test_draws(run):
     lines = log_lines(run, "train")
     assert lines[0]["reconstruction"] > lines[-1]["reconstruction"] > 0
@@ -135,6 +139,7 @@ def test_a_run_logs_its_reconstruction_and_its_test_draws(run):
         assert f'src="{picture}"' in page
 
 
+@pytest.mark.campaign
 def test_a_run_goes_on_as_it_would_have_and_its_network_needs_no_decoder(run, tmp_path, monkeypatch):
     config = RunConfig(**load_params(run / "train" / "params.json"))
     data, checkpoint = make_training_data(config), str(run / "train" / "checkpoints" / "step-12")

@@ -283,6 +283,7 @@ def test_iterations_of_attention_in_earlier_runs_are_those_that_it_was_trained_w
         assert RunConfig(**load_params(tmp_path / "params.json")).routing_iterations == expected
 
 
+@pytest.mark.campaign
 def test_a_run_with_every_option_continued_in_the_middle_ends_with_the_same_weights(folder, tmp_path):
     flags = (
         *("--network=cnn_baseline", "--epoch=3", "--batch_size=8", "--val_prop=0.2", "--log_every=2"),

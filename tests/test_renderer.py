@@ -56,16 +56,16 @@ def centroid(picture: np.ndarray) -> np.ndarray:
     return np.argwhere(picture == 0).mean(axis=0)
 
 
-@pytest.fixture(scope="module")
-def small_set(tmp_path_factory) -> Path:
-    """All fifty toys from four sides under two lightings, rendered by the script."""
-    directory = tmp_path_factory.mktemp("small") / "renderedNORB"
+@pytest.fixture(scope="module", params=[1, pytest.param(5, marks=pytest.mark.campaign)])
+def small_set(request, tmp_path_factory) -> tuple[Path, int]:
+    """One toy a category and split, or all fifty, from four sides under two lightings, rendered by the script."""
+    directory, pairs = tmp_path_factory.mktemp("small") / "renderedNORB", 40 * request.param
     flags = ("--elevations=35,60", "--azimuths=2", "--lightings=0,4", "--image_size=32")
-    result = run("render_norb.py", f"--data_dir={directory}", *flags)
+    result = run("render_norb.py", f"--data_dir={directory}", f"--instances_per_split={request.param}", *flags)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{directory}: 200 training and 200 testing pairs\n"
-    assert "400/400 pairs" in result.stderr
-    return directory
+    assert result.stdout == f"{directory}: {pairs} training and {pairs} testing pairs\n"
+    assert f"{2 * pairs}/{2 * pairs} pairs" in result.stderr
+    return directory, request.param
 
 
 # Toys
@@ -93,7 +93,7 @@ def test_a_toy_depends_on_nothing_but_its_arguments():
     assert first.albedo != other.albedo and first.mesh.vertices.shape != other.mesh.vertices.shape
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("category", [0, *(pytest.param(each, marks=pytest.mark.campaign) for each in CATEGORIES[1:])])
 def test_instances_differ_in_shape_not_only_in_size(category):
     toys = [make_toy(category, instance) for instance in range(10)]
     for toy in toys:
@@ -188,13 +188,15 @@ def test_the_full_grid_has_the_official_labels(tmp_path):
 
 
 def test_every_picture_lies_at_the_row_of_its_labels(small_set):
-    split = norb_format.read_split(small_set, "testing")
-    assert split.images.shape == (200, 2, 32, 32)
-    assert sorted(set(split.info[:, 0])) == sorted(norb_format.TEST_INSTANCES)
-    category, info = norb_format.grid_info(norb_format.TEST_INSTANCES, (1, 6), (0, 18), (0, 4))
+    directory, toys = small_set
+    split = norb_format.read_split(directory, "testing")
+    assert split.images.shape == (40 * toys, 2, 32, 32)
+    instances = norb_format.TEST_INSTANCES[:toys]
+    assert sorted(set(split.info[:, 0])) == sorted(instances)
+    category, info = norb_format.grid_info(instances, (1, 6), (0, 18), (0, 4))
     np.testing.assert_array_equal(split.category, category)
     np.testing.assert_array_equal(split.info, info)
-    for row in (0, 77, 199):
+    for row in (0, 15 * toys + 2, 40 * toys - 1):
         instance, elevation, azimuth, lighting = split.info[row].tolist()
         studio = Studio(make_toy(int(split.category[row]), instance))
         expected = studio.photograph(10.0 * azimuth, [30.0 + 5 * elevation], [lighting], size=32)[0, 0]
@@ -202,11 +204,12 @@ def test_every_picture_lies_at_the_row_of_its_labels(small_set):
 
 
 def test_training_and_testing_toys_differ(small_set):
-    train, test = (norb_format.read_split(small_set, split) for split in ("training", "testing"))
+    train, test = (norb_format.read_split(small_set[0], split) for split in ("training", "testing"))
     assert not set(train.info[:, 0]) & set(test.info[:, 0])
     assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in test.images}
 
 
+@pytest.mark.campaign
 def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     for processes in (1, 2):
         result = run(
@@ -270,7 +273,11 @@ def wait_until(condition, seconds: float = 120) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes in /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGTERM, *(pytest.param(how, marks=pytest.mark.campaign) for how in (signal.SIGKILL, signal.SIGINT))],
+    ids=lambda how: how.name,
+)
 def test_a_stopped_run_leaves_no_half_file_and_no_process(tmp_path, how):
     flags = (f"--data_dir={tmp_path}", "--num_processes=2", "--elevations=1", "--lightings=1", "--image_size=24")
     process = subprocess.Popen(
@@ -347,8 +354,10 @@ def test_a_missing_ray_caster_gets_one_clear_line(tmp_path):
 # Nothing but shape gives the category away
 
 
+@pytest.mark.campaign
+@pytest.mark.parametrize("small_set", [5], indirect=True)
 def test_brightness_gives_no_category_away_and_pixels_only_some(small_set):
-    result = run("check_rendered_norb.py", f"--data_dir={small_set}")
+    result = run("check_rendered_norb.py", f"--data_dir={small_set[0]}")
     assert result.returncode == 0, result.stderr
     brightness, full, halved = result.stdout.splitlines()[-3:]
     accuracy = [float(line.split(": ")[1].split("%")[0]) for line in (full, halved)]

@@ -22,7 +22,7 @@ from caps_tf.training.config import RunConfig
 from caps_tf.training.data import make_training_data
 from caps_tf.training.factories import make_model
 from tests.batches import assert_same_batches, collect
-from tests.runs import assert_same_weights, start_training, weights
+from tests.runs import assert_same_weights, continued, start_training, weights
 from tests.small_norb import run_script
 
 CONVERT = "data/convert_text_to_tfrecord.py"
@@ -300,8 +300,14 @@ def train(storage, converted, name, *flags):
     )  # fmt: skip
 
 
-def test_a_run_learns_is_tested_and_can_be_broken_off_anywhere(storage, converted):
-    whole = train(storage, converted, "whole", "--epoch=10")
+@pytest.fixture(scope="module")
+def whole(storage, converted):
+    """A run of ten epochs of six steps."""
+    return train(storage, converted, "whole", "--epoch=10", "--checkpoint_every=8", "--keep_checkpoints=50")
+
+
+@pytest.mark.campaign
+def test_a_run_learns_and_is_tested(whole):
     process = run_script("test.py", f"--load_dir={whole}", "--batch_size=10")
     [directory] = (whole / "test").iterdir()
     report = json.loads((directory / "report.json").read_text())["parts"]["test"]
@@ -309,9 +315,10 @@ def test_a_run_learns_is_tested_and_can_be_broken_off_anywhere(storage, converte
     assert report["accuracy"] > 0.8
     assert {"confusion.png", "learning_curves.png"} <= {path.name for path in directory.iterdir()}
 
-    broken = train(storage, converted, "broken", "--epoch=10", "--checkpoint_every=8", "--keep_checkpoints=50")
-    run_script("train_val.py", f"--load_dir={broken}", "--ckpt_name=step-8")
-    assert_same_weights(weights(broken), weights(whole))
+
+@pytest.mark.campaign
+def test_a_run_can_be_broken_off_in_the_middle_of_an_epoch(whole, storage):
+    assert_same_weights(weights(continued(whole, storage, "broken", "step-40")), weights(whole))
 
 
 def test_what_does_not_fit_sentences_is_refused(converted):

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from caps_tf.startup import ENVIRONMENT, without_chatter
-from tests.small_norb import ROOT
+from tests.small_norb import HOSTED, ROOT, expect_one_line, run_script
 
 NOTICES = (
     "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
@@ -46,3 +48,28 @@ def test_a_program_starts_keras_silently_and_keeps_variables_that_are_set():
         check=True,
     )
     assert (process.stdout, process.stderr) == ("2\n", "")
+
+
+NOWHERE = {
+    "data/convert_text_to_tfrecord.py": [
+        "--train=nowhere",
+        "--test=nowhere",
+        "--encoder=nowhere.keras",
+        "--data_dir=nowhere",
+    ],
+    "data/convert_to_tfrecord.py": ["--data_dir=nowhere"],
+    "data/convert_idx_to_tfrecord.py": ["--source=nowhere", "--data_dir=nowhere"],
+    "data/convert_views_to_tfrecord.py": ["--source=nowhere", "--data_dir=nowhere"],
+    "data/plain_classifiers.py": ["--dataset=nowhere"],
+    "examples/credit.py": ["--data_dir=nowhere", "--output=nowhere"],
+    "examples/train_any_backend.py": ["--data=nowhere", "--output=nowhere"],
+    "-m": ["caps_tf.predict", "--model=nowhere", "nowhere.png"],
+}
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("script", NOWHERE)
+def test_a_script_that_the_tests_run_in_a_kept_process_also_starts_by_itself(script):
+    """Of train_val.py and test.py the default tests start new processes."""
+    assert {*NOWHERE, "train_val.py", "test.py"} == set(HOSTED)
+    expect_one_line(run_script(script, *NOWHERE[script], check=False, start="new"), "nowhere")

@@ -15,6 +15,7 @@ from caps_tf.routing.digamma import digamma
 from caps_tf.routing.health import trace_gauges
 from caps_tf.routing.variational_bayes import COVARIANCES
 from tests import vb_reference
+from tests.compiling import PLAIN, in_campaign
 from tests.gradients import gradients
 from tests.layer_checks import run_layer_test
 from tests.precision import within
@@ -258,6 +259,7 @@ def test_the_network_has_the_size_of_the_published_code_or_with_more_convolution
     assert model.get_layer("conv_capsules_2").output[1].shape == (None, 4, 4, sizes.get("D", 16))
 
 
+@in_campaign
 def test_the_network_learns_with_plain_keras_and_reloads(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=40)
@@ -266,10 +268,8 @@ def test_the_network_learns_with_plain_keras_and_reloads(tmp_path):
         strip = slice(place, place + 5)
         image[(strip, slice(None)) if label else (slice(None), strip)] += 2.0
     model = vb_capsules((17, 17, 1), 2, A=8, B=2, C=3, D=3, iterations=2)
-    # XLA takes longer to compile three routings than these steps do without it.
-    compiled = keras.config.backend() == "jax"
     loss = "sparse_categorical_crossentropy"
-    model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"], jit_compile=compiled)
+    model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"], jit_compile=PLAIN)
     history = model.fit(images, labels, batch_size=20, epochs=12, verbose=0)
     assert history.history["accuracy"][-1] > 0.9
     model.save(tmp_path / "model.keras")

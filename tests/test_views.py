@@ -277,11 +277,13 @@ def test_an_object_that_does_not_train_cannot_validate(converted):
         make_splits(open_dataset(str(converted)), val_instances=[0, 3])
 
 
+@pytest.mark.campaign
 def test_a_run_on_photographs_reports_familiar_and_novel_views_in_degrees(converted, tmp_path):
     trained = train(
         tmp_path,
         "photographs",
         *(f"--dataset={converted}", "--val_instances=2", "--viewpoints=azimuth:-67..67", "--epoch=1", "--batch_size=8"),
+        *("--network=conv_capsules", "--routing=em", "--convolutions=4k5s2,8s2", "--capsules=2"),
     )
     assert trained.parent.name == "cups"
     run_script("test.py", f"--load_dir={trained}")
