@@ -24,10 +24,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import results, runs
 from benchmarks.process import ROOT, exit_code
 from benchmarks.results import Result
-from benchmarks.runs import figures, origin, places, run_script, train_and_test
 from caps_tf.errors import UserError
 from caps_tf.networks import NETWORKS
 from caps_tf.presets import OF_A_RUN, load_preset
@@ -109,8 +108,10 @@ def run(preset: str, seed: int, arguments: argparse.Namespace) -> Result:
         subprocess.CalledProcessError: if a script fails.
     """
     name = f"--name={preset}_seed{seed}"
-    measured_at = origin()
-    trained = train_and_test(f"--preset={preset}", *places(arguments), *arguments.flags, f"--seed={seed}", name)
+    measured_at = runs.origin()
+    trained = runs.train_and_test(
+        f"--preset={preset}", *runs.places(arguments), *arguments.flags, f"--seed={seed}", name
+    )
     return {**trained.figures, "seconds": f"{trained.seconds:.1f}", **measured_at}
 
 
@@ -120,11 +121,11 @@ def run_plain(arguments: argparse.Namespace) -> Result:
     Raises:
         subprocess.CalledProcessError: if the script fails.
     """
-    measured_at = origin()
-    script = run_script(f"data/{PLAIN}.py", *places(arguments), *arguments.flags)
+    measured_at = runs.origin()
+    script = runs.run_script(f"data/{PLAIN}.py", *runs.places(arguments), *arguments.flags)
     output = json.loads(script.output.splitlines()[-1])
     details = {name: output.get(name, "") for name in ("training_examples", "parameters", "step")}
-    found = figures({"parts": output["parts"], "details": details})
+    found = runs.figures({"parts": output["parts"], "details": details})
     return {**found, "seconds": f"{script.seconds:.1f}", **measured_at}
 
 

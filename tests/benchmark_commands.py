@@ -8,16 +8,15 @@ import sys
 
 import pytest
 
+from benchmarks import runs
 from tests.small_norb import ROOT, run_script
 
 
-def run_here(module, runs_scripts: str, answer, *flags) -> subprocess.CompletedProcess:
+def run_here(module, *flags) -> subprocess.CompletedProcess:
     """Calls a module's `main` as `python -m` does, but for the processes of its scripts.
 
     Args:
-        module: of a command.
-        runs_scripts: the name of its function that runs a script.
-        answer: makes what that function returns of a script's standard output.
+        module: of a command that runs scripts by `benchmarks.runs`.
         flags: of the command.
     """
 
@@ -26,7 +25,7 @@ def run_here(module, runs_scripts: str, answer, *flags) -> subprocess.CompletedP
         print(process.stderr, end="", file=sys.stderr)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, [sys.executable, name, *flags])
-        return answer(process.stdout)
+        return runs.Script(process.stdout, peak_mib=900.0, seconds=2.0)
 
     handler = signal.getsignal(signal.SIGTERM)
     said = io.StringIO(), io.StringIO()
@@ -36,7 +35,7 @@ def run_here(module, runs_scripts: str, answer, *flags) -> subprocess.CompletedP
         contextlib.redirect_stderr(said[1]),
     ):
         patch.setattr(sys, "argv", [module.__name__, *flags])
-        patch.setattr(module, runs_scripts, script)
+        patch.setattr(runs, "run_script", script)
         try:
             code = module.main()
         finally:

@@ -31,7 +31,7 @@ def command(output, *flags):
 
 
 def run(output, *flags):
-    return run_here(accuracy, "_script", str, f"--output={output}", *flags)
+    return run_here(accuracy, f"--output={output}", *flags)
 
 
 def line(**values):

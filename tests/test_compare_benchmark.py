@@ -18,7 +18,7 @@ SMALL = (
 
 
 def run(output, *flags):
-    return run_here(compare, "run_script", lambda printed: (printed, 900.0), f"--output={output}", *flags)
+    return run_here(compare, f"--output={output}", *flags)
 
 
 def line(network="em", budget="2 epochs", seed="0", **values):
