@@ -159,7 +159,7 @@ def test_the_page_tells_accuracies_tests_flags_and_shows_viewpoints_and_curves(t
     assert pair.difference == pytest.approx(spoilt.mean())
     assert pair.sign_test == (1, 0, 9, 1.0)
 
-    page = Page(write_comparison(tmp_path / "compare.html", runs).read_text())
+    page = Page(write_comparison(tmp_path / "compare.html", runs, list(pairs(runs))).read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["compare.html"]  # one page: it holds its pictures
     assert len(page.sources) == 2 and all(source.startswith("data:image/png;base64,") for source in page.sources)
     for run in runs:
@@ -181,7 +181,7 @@ def test_each_pair_of_three_runs_is_tested_in_each_part(two_runs, toys, tmp_path
     assert [(pair.first + pair.second, pair.part) for pair in pairs(runs)] == [
         (names, part) for names in ("ab", "ac", "bc") for part in parts
     ]
-    text = Page(write_comparison(tmp_path / "compare.html", runs).read_text()).text
+    text = Page(write_comparison(tmp_path / "compare.html", runs, list(pairs(runs))).read_text()).text
     assert "These are 6 tests" in text and "ask for 0.0083" in text
 
 

@@ -37,8 +37,9 @@ def compare_runs(runs: Sequence[str], output: str | None, places: Mapping[str, s
         except UserError as error:
             print(f"no pictures of examples: {error}", file=sys.stderr)
     directory = Path(output) if output else tested[0].directory.parent
-    path = write_comparison(directory / "compare.html", tested, pictures)
-    for pair in pairs(tested):
+    compared = list(pairs(tested))
+    path = write_comparison(directory / "compare.html", tested, compared, pictures)
+    for pair in compared:
         print(verdict(pair))
     print(f"comparison: {path}", file=sys.stderr)
 

@@ -218,22 +218,23 @@ def verdict(pair: Pair) -> str:
     )
 
 
-def write_comparison(path: PathLike, runs: Sequence[TestedRun], pictures: Mapping[str, Figure] | None = None) -> Path:
+def write_comparison(
+    path: PathLike, runs: Sequence[TestedRun], compared: Sequence[Pair], pictures: Mapping[str, Figure] | None = None
+) -> Path:
     """Writes the page, which holds its pictures: accuracies, tests of each pair, viewpoints, curves, and flags.
 
     Args:
         path: of the page.
         runs: of `read_tested`.
+        compared: their `pairs`.
         pictures: caption -> figure, of examples that only one of them gets right.
 
     Raises:
         UserError: the page cannot be written.
     """
     title = (" against " if len(runs) == 2 else ", ").join(run.name for run in runs)
-    several = len(runs[0].parts) > 1
-    named = {f"{run.name}, {name}" if several else run.name: part for run in runs for name, part in run.parts.items()}
+    named = {_label(run, name): part for run in runs for name, part in run.parts.items()}
     results = report(named)
-    compared = list(pairs(runs))
     body = [heading(title, level=1), accuracies(results), *_tests(compared)]
     viewpoints, stacked = (accuracy_over_viewpoint(named, stacked) for stacked in (False, True))
     if viewpoints and stacked:
@@ -244,8 +245,13 @@ def write_comparison(path: PathLike, runs: Sequence[TestedRun], pictures: Mappin
         body += [heading("Training"), picture(curves, "Loss and accuracy of each run over training steps.")]
     for caption, figure in (pictures or {}).items():
         body += [heading(caption), picture(figure, "Examples that only one of two runs gets right.")]
-    body += [heading("Runs"), _runs(runs), *_flags(runs), heading("Accuracy by class"), _classes(results)]
+    body += [heading("Runs"), _runs(runs, results), *_flags(runs), heading("Accuracy by class"), _classes(results)]
     return write_atomically(path, page(title, [*body, paragraph(INTERVAL_NOTE, note=True)]))
+
+
+def _label(run: TestedRun, part: str) -> str:
+    """What a part of a run's test is called, beside those of other runs."""
+    return f"{run.name}, {part}" if len(run.parts) > 1 else run.name
 
 
 def _tests(compared: Sequence[Pair]) -> list[str]:
@@ -276,12 +282,11 @@ def _tests(compared: Sequence[Pair]) -> list[str]:
     return [heading("Do they differ?"), *found, *(paragraph(note, note=True) for note in notes)]
 
 
-def _runs(runs: Sequence[TestedRun]) -> str:
+def _runs(runs: Sequence[TestedRun], results: Mapping[str, Mapping[str, Any]]) -> str:
     """What was tested, one column a run."""
     facts = ("network", "preset", "dataset", "seed", "step", "parameters", "training_examples", "tested")
     rows = [(fact.replace("_", " "), *(_cell(run.details.get(fact, "")) for run in runs)) for fact in facts]
-    results = [report(run.parts) for run in runs]
-    rows += [(f"{name} accuracy", *(share(entry[name]) for entry in results)) for name in runs[0].parts]
+    rows += [(f"{name} accuracy", *(share(results[_label(run, name)]) for run in runs)) for name in runs[0].parts]
     return table(["", *(run.name for run in runs)], rows)
 
 

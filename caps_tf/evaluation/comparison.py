@@ -5,13 +5,13 @@ same examples mostly fail on the same hard ones, and whether they differ is deci
 them gets right.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from scipy import stats
 
 from caps_tf.errors import UserError
 from caps_tf.evaluation.figures import count_steps, running_mean, series
@@ -79,10 +79,10 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     only_first, only_second = int(np.count_nonzero(first & ~second)), int(np.count_nonzero(second & ~first))
     discordant = only_first + only_second
     if is_exact := discordant < FEW:
-        p_value = _binomial(only_first, only_second)
+        p_value = _fair(only_first, only_second)
     else:
         chi_square = max(abs(only_first - only_second) - 1, 0) ** 2 / discordant
-        p_value = math.erfc(math.sqrt(chi_square / 2))
+        p_value = float(stats.chi2.sf(chi_square, df=1))
     both, neither = int(np.count_nonzero(first & second)), int(np.count_nonzero(~first & ~second))
     return McNemar(both, only_first, only_second, neither, p_value, is_exact)
 
@@ -104,13 +104,12 @@ def sign_test(first: np.ndarray, second: np.ndarray, objects: np.ndarray) -> Sig
     lead = np.bincount(number, weights=first.astype(int) - second.astype(int))
     first_better, second_better = int(np.count_nonzero(lead > 0)), int(np.count_nonzero(lead < 0))
     alike = len(lead) - first_better - second_better
-    return SignTest(first_better, second_better, alike, _binomial(first_better, second_better))
+    return SignTest(first_better, second_better, alike, _fair(first_better, second_better))
 
 
-def _binomial(one: int, other: int) -> float:
-    """Twice the probability of at most the smaller of two counts of fair coins, at most 1."""
-    tail = sum(math.comb(one + other, count) for count in range(min(one, other) + 1))
-    return min(1.0, 2 * tail / 2 ** (one + other))
+def _fair(one: int, other: int) -> float:
+    """Exact, two-sided p of two counts of a fair coin."""
+    return float(stats.binomtest(one, one + other).pvalue) if one + other else 1.0
 
 
 def paired(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
