@@ -53,20 +53,19 @@ def summary(lines: Sequence[Result]) -> str:
     """
     if not lines:
         return "Nothing has been compared yet."
-    columns = {}
+    columns = []
     for (data, _, _, budget), runs in _grouped(lines, ("data", "preset", "flags", "budget")).items():
-        columns[f"{data}, {budget}"] = runs, "familiar"
+        columns.append((f"{data}, {budget}", runs, "familiar"))
         if runs[0]["novel"]:
-            columns[f"novel, {data}, {budget}"] = runs, "novel"
+            columns.append(("novel", runs, "novel"))
     rows = []
     for (name,), _ in _grouped(lines, ("network",)).items():
         cells = []
-        for runs, column in columns.values():
-            found = [run[column] for run in runs if run["network"] == name]
+        for _, runs, kind in columns:
+            found = [run[kind] for run in runs if run["network"] == name]
             cells.append(results.mean_and_deviation(found) if found else "")
         rows.append([_NAMES.get(name, name), *cells])
-    heading = ["network", *("novel" if name.startswith("novel, ") else name for name in columns)]
-    return results.markdown(heading, rows)
+    return results.markdown(["network", *(heading for heading, *_ in columns)], rows)
 
 
 def _table_of(lines: Sequence[Result]) -> str:
