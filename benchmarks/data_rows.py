@@ -4,15 +4,13 @@ Rendered sets stay in build/benchmarks, so that only the first row that needs on
 """
 
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks.process import ROOT, peak_mib
 from benchmarks.rows import Row
+from benchmarks.runs import Script, run_script
 
 WORK = ROOT / "build" / "benchmarks"
 REDUCED = ("--elevations=3", "--azimuths=6", "--lightings=2")  # 2 x 900 pairs of 2 x 24,300
@@ -35,16 +33,16 @@ def measure_data(row: Row, settings) -> dict[str, object]:
 def _render(full: bool) -> dict[str, object]:
     WORK.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK) as directory:
-        figures = _script("data/render_norb.py", f"--data_dir={directory}", *(() if full else REDUCED))
-        return _finish(figures, read=0, written=_bytes_of(Path(directory)), images=_images(full))
+        script = run_script("data/render_norb.py", f"--data_dir={directory}", *(() if full else REDUCED))
+        return _finish(script, read=0, written=_bytes_of(Path(directory)), images=_images(full))
 
 
 def _convert(encoding: str, full: bool) -> dict[str, object]:
     directory = _rendered(encoding, full)
     read = sum(path.stat().st_size for path in directory.glob("*.mat"))
     flags = f"--data_dir={directory}", f"--encoding={encoding}", "--dataset=renderedNORB", "--overwrite"
-    figures = _script("data/convert_to_tfrecord.py", *flags)
-    return _finish(figures, read=read, written=_bytes_of(directory / "tfrecord"), images=_images(full))
+    script = run_script("data/convert_to_tfrecord.py", *flags)
+    return _finish(script, read=read, written=_bytes_of(directory / "tfrecord"), images=_images(full))
 
 
 def _input(row: Row, full: bool) -> dict[str, object]:
@@ -123,7 +121,7 @@ def _rendered(encoding: str, full: bool) -> Path:
     size = "full" if full else "reduced"
     source, directory = WORK / size, WORK / f"{size}_{encoding}"
     if not list(directory.glob("*.mat")):
-        _script("data/render_norb.py", f"--data_dir={source}", *(() if full else REDUCED))
+        run_script("data/render_norb.py", f"--data_dir={source}", *(() if full else REDUCED))
         directory.mkdir(parents=True, exist_ok=True)
         for path in source.glob("*.mat"):
             os.link(path, directory / path.name)
@@ -135,25 +133,17 @@ def converted(encoding: str, full: bool = False) -> Path:
     directory = _rendered(encoding, full)
     if not (directory / "tfrecord" / "dataset_info.json").exists():
         flags = f"--data_dir={directory}", f"--encoding={encoding}", "--dataset=renderedNORB"
-        _script("data/convert_to_tfrecord.py", *flags)
+        run_script("data/convert_to_tfrecord.py", *flags)
     return directory
 
 
-def _script(*arguments: str) -> dict[str, float]:
-    """Runs a script of the project: wall time, processor time and peak memory of its largest process."""
-    before, start = _processor_seconds(), time.perf_counter()
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    wall = time.perf_counter() - start
-    return {"wall": wall, "processor": _processor_seconds() - before, "peak": peak_mib(of_children=True)}
-
-
-def _finish(figures: dict[str, float], read: int, written: int, images: int) -> dict[str, object]:
-    disk, cores = _disk_speed(), figures["processor"] / figures["wall"]
-    share = written / figures["wall"] / disk
+def _finish(script: Script, read: int, written: int, images: int) -> dict[str, object]:
+    disk, cores = _disk_speed(), script.processor_seconds / script.seconds
+    share = written / script.seconds / disk
     return {
-        "seconds": round(figures["wall"], 2),
-        "per_second": round(images / figures["wall"], 1),
-        "peak_mib": round(figures["peak"], 1),
+        "seconds": round(script.seconds, 2),
+        "per_second": round(images / script.seconds, 1),
+        "peak_mib": round(script.peak_mib, 1),
         "megabytes_read": round(read / 1e6, 1),
         "megabytes_written": round(written / 1e6, 1),
         "cores_used": round(cores, 2),
@@ -181,8 +171,3 @@ def _images(full: bool) -> int:
 
 def _bytes_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
-
-
-def _processor_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime

@@ -24,11 +24,13 @@ class Script(NamedTuple):
         output: what it printed as its result.
         peak_mib: the most MiB that it held at a time.
         seconds: that it took.
+        processor_seconds: that processors worked for it and its processes.
     """
 
     output: str
     peak_mib: float
     seconds: float
+    processor_seconds: float
 
 
 class Trained(NamedTuple):
@@ -65,7 +67,7 @@ def run_script(name: str, *flags: str) -> Script:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return Script(output, peak, time.monotonic() - start)
+    return Script(output, peak, time.monotonic() - start, usage.ru_utime + usage.ru_stime)
 
 
 def train_and_test(*flags: str) -> Trained:
@@ -81,7 +83,8 @@ def train_and_test(*flags: str) -> Trained:
     directory = Path(re.search(r"^trained: (.*)$", training.output, re.MULTILINE)[1])
     run_script("test.py", f"--load_dir={directory}")
     [path] = (directory / "test").glob("*/report.json")
-    return Trained(directory, figures(json.loads(path.read_text(encoding="utf-8"))), *training[1:])
+    found = figures(json.loads(path.read_text(encoding="utf-8")))
+    return Trained(directory, found, training.peak_mib, training.seconds)
 
 
 def figures(report: dict[str, Any]) -> Result:

@@ -25,7 +25,7 @@ def run_here(module, *flags) -> subprocess.CompletedProcess:
         print(process.stderr, end="", file=sys.stderr)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, [sys.executable, name, *flags])
-        return runs.Script(process.stdout, peak_mib=900.0, seconds=2.0)
+        return runs.Script(process.stdout, peak_mib=900.0, seconds=2.0, processor_seconds=2.0)
 
     handler = signal.getsignal(signal.SIGTERM)
     said = io.StringIO(), io.StringIO()
