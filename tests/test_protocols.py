@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 import tensorflow as tf
 
-from benchmarks.accuracy import figures
+from benchmarks.runs import figures
 from caps_tf.data import canvas, conversion
 from caps_tf.data.affnist_format import read_affnist_split
 from caps_tf.data.datasets import open_dataset
