@@ -13,8 +13,34 @@ from caps_tf.tensors import Tensor
 Schedule = Callable[[Tensor], Tensor]
 
 
+class _ScheduledMomentum(keras.optimizers.Optimizer):
+    """A momentum that may follow a schedule, which is asked once a step: not once for each variable."""
+
+    _present: float | Tensor | None = None
+
+    def _set_momentum(self, value: float | Schedule | dict[str, Any]) -> None:
+        restore = keras.optimizers.schedules.deserialize
+        self._momentum: float | Schedule = restore(value) if isinstance(value, dict) else value
+
+    def _present_momentum(self) -> float | Tensor:
+        if self._present is not None:
+            return self._present
+        return self._momentum(self.iterations) if callable(self._momentum) else self._momentum
+
+    def _momentum_config(self) -> float | dict[str, Any]:
+        serialize = keras.optimizers.schedules.serialize
+        return serialize(self._momentum) if callable(self._momentum) else self._momentum
+
+    def apply(self, grads: list, trainable_variables: list | None = None) -> None:
+        self._present = self._present_momentum()
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self._present = None
+
+
 @keras.saving.register_keras_serializable(package="caps_tf")
-class RectifiedAdam(keras.optimizers.Optimizer):
+class RectifiedAdam(_ScheduledMomentum):
     """Adam that holds back while it has seen too few gradients to know their variance.
 
     With gradient g_t at step t = 1, 2, ..., algorithm 2 of the paper:
@@ -62,7 +88,7 @@ class RectifiedAdam(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         if not 0.6 < beta_2 < 1:
             raise ValueError(f"beta_2 must be between 0.6 and 1, not {beta_2}")
-        self.beta_1 = _restore(beta_1)
+        self._set_momentum(beta_1)
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self._rho_inf = 2 / (1 - beta_2) - 1
@@ -70,6 +96,11 @@ class RectifiedAdam(keras.optimizers.Optimizer):
         self._first_rectified = next(
             t for t in itertools.count(1) if self._rho_inf - 2 * t * beta_2**t / (1 - beta_2**t) > 4
         )
+
+    @property
+    def beta_1(self) -> float | Tensor:
+        """At the present step."""
+        return self._present_momentum()
 
     def build(self, variables: list) -> None:
         if self.built:
@@ -81,7 +112,7 @@ class RectifiedAdam(keras.optimizers.Optimizer):
         mean, square = (each[self._get_variable_index(variable)] for each in (self._means, self._squares))
         gradient = ops.cast(gradient, variable.dtype)
         rate = ops.cast(learning_rate, variable.dtype)
-        beta_1 = ops.cast(_at(self.beta_1, self.iterations), variable.dtype)
+        beta_1 = ops.cast(self.beta_1, variable.dtype)
         t = ops.cast(self.iterations + 1, variable.dtype)
         self.assign(mean, beta_1 * mean + (1 - beta_1) * gradient)
         self.assign(square, self.beta_2 * square + (1 - self.beta_2) * ops.square(gradient))
@@ -99,14 +130,14 @@ class RectifiedAdam(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "beta_1": _config(self.beta_1),
+            "beta_1": self._momentum_config(),
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
         }
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class Adam(keras.optimizers.Adam):
+class Adam(_ScheduledMomentum, keras.optimizers.Adam):
     """Keras's Adam, with a `beta_1` that may be a schedule: a function of the number of steps taken so far.
 
     The correction 1 - beta_1^t takes the present value.
@@ -123,23 +154,23 @@ class Adam(keras.optimizers.Adam):
     """
 
     def __init__(self, learning_rate: float | Schedule = 1e-3, beta_1: float | Schedule = 0.9, **kwargs):
-        super().__init__(learning_rate, beta_1=_restore(beta_1), **kwargs)
+        super().__init__(learning_rate, beta_1=beta_1, **kwargs)
 
     @property
     def beta_1(self) -> float | Tensor:
         """At the present step."""
-        return _at(self._beta_1, self.iterations)
+        return self._present_momentum()
 
     @beta_1.setter
     def beta_1(self, value: float | Schedule) -> None:
-        self._beta_1 = value
+        self._set_momentum(value)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "beta_1": _config(self._beta_1)}
+        return {**super().get_config(), "beta_1": self._momentum_config()}
 
 
 @keras.saving.register_keras_serializable(package="caps_tf")
-class MomentumSGD(keras.optimizers.Optimizer):
+class MomentumSGD(_ScheduledMomentum):
     """Stochastic gradient descent with momentum and coupled weight decay, as PyTorch's SGD.
 
     With gradient g of the loss:
@@ -174,8 +205,13 @@ class MomentumSGD(keras.optimizers.Optimizer):
         **kwargs,
     ):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self.momentum = _restore(momentum)
+        self._set_momentum(momentum)
         self.l2 = l2
+
+    @property
+    def momentum(self) -> float | Tensor:
+        """At the present step."""
+        return self._present_momentum()
 
     def build(self, variables: list) -> None:
         if self.built:
@@ -185,21 +221,9 @@ class MomentumSGD(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Tensor, variable: Tensor, learning_rate: Tensor) -> None:
         velocity = self._velocities[self._get_variable_index(variable)]
-        momentum = ops.cast(_at(self.momentum, self.iterations), variable.dtype)
+        momentum = ops.cast(self.momentum, variable.dtype)
         self.assign(velocity, momentum * velocity + ops.cast(gradient, variable.dtype) + self.l2 * variable)
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * velocity)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "momentum": _config(self.momentum), "l2": self.l2}
-
-
-def _at(value: float | Schedule, step: Tensor) -> float | Tensor:
-    return value(step) if callable(value) else value
-
-
-def _config(value: float | Schedule) -> float | dict[str, Any]:
-    return keras.optimizers.schedules.serialize(value) if callable(value) else value
-
-
-def _restore(value: float | Schedule | dict[str, Any]) -> float | Schedule:
-    return keras.optimizers.schedules.deserialize(value) if isinstance(value, dict) else value
+        return {**super().get_config(), "momentum": self._momentum_config(), "l2": self.l2}

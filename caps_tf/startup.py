@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from caps_tf.program_cache import use_kept_programs
+
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # of what TensorFlow logs once it has started
     "TF_ENABLE_ONEDNN_OPTS": "1",  # by itself it takes oneDNN's kernels only on CPUs with instructions for networks
@@ -54,7 +56,11 @@ def without_chatter() -> Iterator[None]:
 
 
 def start_keras() -> None:
-    """Imports Keras with its backend, which takes seconds: once a program's flags are known to be good."""
+    """Imports Keras with its backend, which takes seconds: once a program's flags are known to be good.
+
+    What XLA compiles then is kept for the next start, see `caps_tf.program_cache`.
+    """
     set_environment()
+    use_kept_programs()
     with without_chatter():
         import keras  # noqa: F401

@@ -34,6 +34,11 @@ def _tensors_of_every_backend_become_arrays():
         torch.Tensor.__array__ = detached_array
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _scripts_keep_what_they_compile_and_fetch_apart(tmp_path_factory):
+    os.environ.setdefault("CAPS_TF_CACHE", str(tmp_path_factory.getbasetemp().parent / "cache"))
+
+
 @pytest.fixture(autouse=True)
 def _same_seed_and_policy_for_each_test():
     import keras

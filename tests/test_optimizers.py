@@ -127,6 +127,17 @@ def test_a_saved_model_goes_on_with_the_same_optimiser(tmp_path, kind, name):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.parametrize("kind, name", [(RectifiedAdam, "beta_1"), (Adam, "beta_1"), (MomentumSGD, "momentum")])
+def test_a_schedule_is_asked_once_a_step_not_for_each_variable(kind, name):
+    asked = []
+    optimizer = kind(0.1, **{name: lambda step: asked.append(step) or 0.9})
+    variables = [keras.Variable([1.0]) for _ in range(3)]
+    optimizer.build(variables)
+    asked.clear()
+    optimizer.apply([keras.ops.ones(1)] * 3, variables)
+    assert len(asked) == 1 and float(getattr(optimizer, name)) == 0.9
+
+
 def test_a_beta_that_would_never_be_rectified_is_refused():
     with pytest.raises(ValueError, match="beta_2 must be between 0.6 and 1"):
         RectifiedAdam(beta_2=0.5)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from caps_tf.errors import Preempted, UserError
 from caps_tf.evaluation.predictions import are_right
+from caps_tf.program_cache import hand_on_programs
 from caps_tf.progress import format_duration
 from caps_tf.tensors import is_among
 from caps_tf.training.checkpoints import Checkpoints
@@ -157,6 +158,7 @@ class Trainer:
             if not self._is_compiled:
                 log.say(f"compiled, first step taken: {format_duration(meter.start_counting())}")
                 self._is_compiled = True
+                hand_on_programs()  # now: a run may be killed before it ends
             if is_logged:
                 self._log_training(epoch, meter, log)
             # The last step of an epoch is saved after validation, so that a restart never skips a validation.
