@@ -28,6 +28,7 @@ from benchmarks.accelerator.processes import Process, Workers
 from benchmarks.accelerator.tiny import write_image_folder, write_norb
 from benchmarks.rows import NETWORK_ROWS, Row
 from caps_tf.errors import UserError
+from tests.compiling import in_campaign
 
 ROOT = Path(__file__).parent.parent
 TINY_MINUTES = 8
@@ -183,6 +184,7 @@ def test_every_network_of_the_benchmark_has_its_row():
     assert chosen == {measured(row) for row in NETWORK_ROWS} and len(chosen) == len(networks.WORTH)
 
 
+@in_campaign
 def test_lines_written_before_a_kill_remain(tmp_path):
     process = start("--tiny", "--parts=device", f"--output={tmp_path}")
     deadline = time.monotonic() + 120
@@ -246,6 +248,7 @@ def test_a_training_run_that_fails_is_a_line(tmp_path, monkeypatch):
     assert line["failed"].startswith("exit code 2") and "none.py" in line["failed"]
 
 
+@in_campaign
 def test_norb_is_rendered_where_it_is_not_given(tmp_path, monkeypatch):
     pytest.importorskip("embreex")
     few = ("--instances_per_split=1", "--elevations=1", "--azimuths=2", "--image_size=16", "--num_processes=1")

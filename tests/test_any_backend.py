@@ -23,9 +23,11 @@ from caps_tf.training.config import RunConfig
 from caps_tf.training.factories import make_preprocessing
 from caps_tf.training.regime import make_learning_rate
 from tests.coloured_folder import write_coloured_folder
-from tests.compiling import in_campaign
+from tests.compiling import IN_CAMPAIGN
 from tests.small_norb import expect_one_line, run_script, write_small_norb
 
+# `make test-backends` runs them on JAX and PyTorch, for which this way of training is.
+pytestmark = IN_CAMPAIGN
 SCRIPT = "examples/train_any_backend.py"
 BACKEND = keras.config.backend()
 ENVIRONMENT = {} if BACKEND == "tensorflow" else {"KERAS_BACKEND": BACKEND}
@@ -81,7 +83,6 @@ finally:
 """
 
 
-@in_campaign
 def test_the_script_trains_a_presets_regime_on_a_folder_goes_on_and_needs_no_tensorflow(directories, tmp_path):
     flags = [f"--output={tmp_path / 'run'}", f"--data={directories['folder']}", "--preset=fashion_attention"]
     flags += ["--convolutions=4k5s4", "--capsules=2", "--image_size=0", "--batch_size=16", "--val_prop=0.2"]
@@ -158,7 +159,6 @@ def test_novel_viewpoints_are_told_apart_and_never_trained_on(directories, tmp_p
     assert len(numbers) == len(set(numbers.tolist()))
 
 
-@in_campaign
 def test_a_run_that_was_stopped_ends_as_an_unbroken_one(directories, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "SECONDS_BETWEEN_STATES", 0.0)
     options = {
@@ -195,7 +195,6 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one(directories, tmp_path, m
         np.testing.assert_array_equal(values, expected[name])
 
 
-@in_campaign
 def test_what_is_timed_is_forgotten_and_schedules_stretch_over_the_steps_chosen(directories, tmp_path):
     options = {"schedule": "steps", "lrn_drop_epochs": "1", "optimizer": "sgd", "lrn_rate": 0.1, "val_prop": 0.0}
     config = RunConfig(batch_size=16, epoch=2, **TINY, **options)

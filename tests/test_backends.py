@@ -17,6 +17,7 @@ ANY_BACKEND = sorted(
         "caps_tf/networks.py",
         "caps_tf/optimizers.py",
         "caps_tf/processor.py",
+        "caps_tf/program_cache.py",
         "caps_tf/tensors.py",
         "caps_tf/run_flags.py",
         "caps_tf/any_backend/*.py",

@@ -19,8 +19,8 @@ from tests.small_norb import run_script
         ("heinsen_sst", {"weight_reg": 0.01}),
         pytest.param("heinsen_norb", {"iterations": 1}, marks=pytest.mark.campaign),
         ("conv_capsules", {"routing": "em"}),
-        ("conv_capsules", {"routing": "attention", "weight_reg": 0.01}),
-        ("conv_capsules", {"routing": "none"}),
+        pytest.param("conv_capsules", {"routing": "attention", "weight_reg": 0.01}, marks=pytest.mark.campaign),
+        pytest.param("conv_capsules", {"routing": "none"}, marks=pytest.mark.campaign),
         ("cnn_baseline", {"dropout": 0.0, "weight_reg": 0.01}),
     ],
 )
@@ -81,6 +81,7 @@ def test_features_that_go_around_the_routing_are_not_lost():
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6)
 
 
+@pytest.mark.campaign
 def test_replicas_agree_on_the_statistics_of_a_batch_behind_a_routing():
     program = """
 import keras, numpy as np, tensorflow as tf

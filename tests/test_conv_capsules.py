@@ -36,7 +36,7 @@ def test_every_routing_that_flags_offer_has_a_head():
 
 @both_ways
 @pytest.mark.parametrize(
-    "routing", [pytest.param(each, marks=[] if each in ("em", "attention") else IN_CAMPAIGN) for each in ROUTINGS]
+    "routing", [pytest.param(each, marks=[] if each == "attention" else IN_CAMPAIGN) for each in ROUTINGS]
 )
 def test_every_routing_learns_with_plain_keras_and_reloads(routing, jit_compile, tmp_path):
     images, labels = bars()

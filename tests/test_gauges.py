@@ -26,13 +26,12 @@ def read_gauges(run_directory):
 
 @pytest.fixture(scope="module")
 def watched(storage):
-    flags = ("--epoch=2", "--checkpoint_every=12", "--keep_checkpoints=9", "--routing_gauges")
-    return train(storage, "watched", *flags)
+    return train(storage, "watched", "--epoch=1", "--checkpoint_every=12", "--routing_gauges")
 
 
 def test_gauges_of_matrix_capsules_have_the_names_and_ranges_that_the_documentation_says(watched):
     lines = read_gauges(watched)
-    assert len(lines) == 6
+    assert len(lines) == 3
     for line in lines:
         assert {f"{gauge}/{layer}" for gauge in EM_GAUGES for layer in EM_LAYERS} <= set(line)
         ratios = {name: value for name, value in line.items() if name.startswith("update_ratio/")}
@@ -42,7 +41,8 @@ def test_gauges_of_matrix_capsules_have_the_names_and_ranges_that_the_documentat
 
 
 def test_a_run_learns_the_same_with_gauges_and_without(watched, trained):
-    assert_same_weights(weights(watched), weights(trained))
+    latest = trained / "train" / "checkpoints" / "step-15"
+    assert_same_weights(weights(watched), weights(trained, latest))
     assert read_gauges(trained) == [{}] * 6
 
 

@@ -25,7 +25,7 @@ from tests.refusals import refused
 from tests.runs import assert_same_weights, log_lines, train, weights
 from tests.small_norb import expect_one_line, run_script
 
-LONG = ("vb_capsules", "heinsen_norb")
+LONG = ("matrix_capsules", "vb_capsules", "heinsen_norb", "attention")
 """Networks that take longest to trace."""
 WEIGHT = 0.5
 """Far larger than published, so that the gradient of the error is not lost in that of the loss."""

@@ -108,6 +108,7 @@ def test_instances_differ_in_shape_not_only_in_size(category):
     assert distances[~np.eye(10, dtype=bool)].min() > 1e-3
 
 
+@pytest.mark.campaign
 def test_size_and_paint_know_nothing_of_the_category():
     sizes, paints = [], []
     for category in CATEGORIES:

@@ -7,6 +7,10 @@ import tensorflow as tf
 SHUFFLE_BYTES = 1 << 30
 """How much of a split, undecoded, may wait in the buffer that shuffles it."""
 
+as_written = tf.autograph.experimental.do_not_convert
+"""Of a function that makes a pipeline: its stages have no Python branches on tensors, and AutoGraph, which looks for them
+at every start and in every epoch, takes longer than all else there."""
+
 
 def record_id(record: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """The row that an id such as "train_00042" names, else the record's position: numbers, which fit every device."""

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from caps_tf.data.augmentation import augment, central_crop, normalize
-from caps_tf.data.batches import SHUFFLE_BYTES, fingerprint, finish, record_id
+from caps_tf.data.batches import SHUFFLE_BYTES, as_written, fingerprint, finish, record_id
 from caps_tf.data.datasets import ImageDataset
 from caps_tf.data.preprocessing import CANVASES, Preprocessing
 from caps_tf.data.protocols import Partners, Stage, affine_stage, evaluation_key, overlap_stage, unchanged
@@ -42,6 +42,7 @@ def num_evaluation_batches(split: Split[ImageDataset], preprocessing: Preprocess
     return -(-num_examples(split, preprocessing) // batch_size)
 
 
+@as_written
 def training_batches(
     split: Split[ImageDataset],
     preprocessing: Preprocessing,
@@ -95,6 +96,7 @@ def training_batches(
     return finish(examples.batch(batch_size, drop_remainder=True))
 
 
+@as_written
 def evaluation_batches(split: Split[ImageDataset], preprocessing: Preprocessing, batch_size: int) -> tf.data.Dataset:
     """All examples of a split, once each, in the order of the files.
 

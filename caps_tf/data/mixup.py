@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from caps_tf.data.batches import as_written
+
 
 def mix_examples(
     batch: Mapping[str, tf.Tensor], features: Sequence[str], num_classes: int, alpha: float, key: tf.Tensor
@@ -49,6 +51,7 @@ def mix_examples(
     return {**batch, **{name: blend(batch[name]) for name in features}, "target": target}
 
 
+@as_written
 def mixed_batches(
     batches: tf.data.Dataset,
     features: Sequence[str],

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from caps_tf.data.batches import SHUFFLE_BYTES, fingerprint, finish, record_id
+from caps_tf.data.batches import SHUFFLE_BYTES, as_written, fingerprint, finish, record_id
 from caps_tf.data.datasets import SentenceDataset
 from caps_tf.data.splits import Split
 from caps_tf.errors import UserError
@@ -27,6 +27,7 @@ def input_shapes(dataset: SentenceDataset) -> dict[str, tuple[int | None, ...]]:
     return {"embedding": (None, dataset.depth, dataset.width), "mask": (None,)}
 
 
+@as_written
 def training_sentences(
     split: Split[SentenceDataset], batch_size: int, *, epoch: int, seed: int = 0, skip_batches: int = 0
 ) -> tf.data.Dataset:
@@ -56,6 +57,7 @@ def training_sentences(
     return _batches(sentences.skip(skip_batches * batch_size), split.dataset, batch_size)
 
 
+@as_written
 def evaluation_sentences(split: Split[SentenceDataset], batch_size: int) -> tf.data.Dataset:
     """All sentences of a split, once each, in the order of the files.
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from caps_tf.data.batches import as_written
 from caps_tf.data.damage import find_damage
 from caps_tf.data.datasets import VIEWPOINT_FEATURES, ImageDataset, SentenceDataset
 from caps_tf.data.parts import check_proportion, divide
@@ -112,6 +113,7 @@ def make_sentence_splits(dataset: SentenceDataset, val_prop: float = 0.1) -> dic
     }
 
 
+@as_written
 def _viewpoint_labels(dataset: ImageDataset, source: str) -> dict[str, np.ndarray]:
     """Reads instance and viewpoint of every record, without the images."""
     records = _read(dataset, source, 0, dataset.builder.info.splits[source].num_examples)
