@@ -9,7 +9,7 @@ import pytest
 
 from caps_tf.errors import UserError
 from caps_tf.models import attention_capsules, check_attention_config, load_attention_config
-from tests.compiling import IN_CAMPAIGN, PLAIN
+from tests.compiling import PLAIN, in_campaign
 
 SMALL = {
     "backbone": {"output_dim": 8, "kernel_size": 3, "stride": 2, "padding": 1},
@@ -63,7 +63,8 @@ def test_an_image_does_not_depend_on_its_batch_mates():
     np.testing.assert_allclose(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sequential", [False, pytest.param(True, marks=IN_CAMPAIGN)])
+@in_campaign
+@pytest.mark.parametrize("sequential", [False, True])
 def test_the_network_learns_with_plain_keras_and_reloads(sequential, tmp_path):
     # Two classes, a bar at the top or at the bottom.
     rng = np.random.default_rng(0)

@@ -165,6 +165,7 @@ def test_what_cannot_be_compared_is_one_line(flags, words, tmp_path, monkeypatch
     assert error.startswith("error: ") and error.count("\n") == 1 and words in error
 
 
+@pytest.mark.campaign
 def test_a_failed_run_leaves_no_line_and_a_bad_exit(tmp_path):
     output = tmp_path / "compare.csv"
     flags = ("--dataset=smallNORB", f"--storage={tmp_path}", "--networks=em", "--seeds=1")

@@ -13,7 +13,7 @@ from caps_tf.layers import DynamicClassCapsules, DynamicConvCapsules, SquashedCa
 from caps_tf.losses import MarginLoss
 from caps_tf.models import capsnet
 from caps_tf.routing import Neighbourhood, dynamic_routing, lengths, squash
-from tests.compiling import PLAIN
+from tests.compiling import PLAIN, in_campaign
 from tests.em_reference import connections
 from tests.gradients import gradients
 from tests.layer_checks import run_layer_test
@@ -281,6 +281,7 @@ def test_capsnet_has_the_published_size():
     assert model.count_params() + decoder == 8_215_568
 
 
+@in_campaign
 def test_capsnet_learns_with_the_margin_loss():
     images, labels = bars(size=18)
     keras.utils.set_random_seed(0)

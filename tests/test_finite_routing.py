@@ -24,7 +24,7 @@ iterations = st.integers(1, 5)
 
 # A few examples in each run of the suite, always the same; many more, and others each time, in the campaign.
 # JAX compiles for each shape anew, which takes seconds.
-FEW = 3 if keras.config.backend() == "jax" else 6
+FEW = 3 if keras.config.backend() == "jax" else 4
 campaigns = pytest.mark.parametrize(
     "examples", [pytest.param(FEW, id="few"), pytest.param(500, id="many", marks=pytest.mark.campaign)]
 )

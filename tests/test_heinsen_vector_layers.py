@@ -15,7 +15,13 @@ from tests.layer_checks import run_layer_test
 
 
 @pytest.mark.parametrize(
-    "n_inp, d_out", [(8, 1), (None, 4), pytest.param(8, 4, marks=IN_CAMPAIGN), pytest.param(None, 1, marks=IN_CAMPAIGN)]
+    "n_inp, d_out",
+    [
+        (None, 4),
+        pytest.param(8, 1, marks=IN_CAMPAIGN),
+        pytest.param(8, 4, marks=IN_CAMPAIGN),
+        pytest.param(None, 1, marks=IN_CAMPAIGN),
+    ],
 )
 def test_efficient_layer(n_inp, d_out, tmp_path):
     def make_layer(**kwargs):

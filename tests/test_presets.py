@@ -123,11 +123,11 @@ def test_a_preset_is_refused_beside_the_parameters_of_a_run(other):
 
 
 def test_a_run_keeps_the_presets_name_and_values_and_goes_on_with_them(storage):
-    run = start_training(*SMALL_DATA, f"--storage={storage}", "--preset=norb_cnn", "--epoch=1", "--lrn_rate=0.01")
+    run = start_training(*SMALL_DATA, f"--storage={storage}", "--preset=norb_average", "--epoch=1", "--lrn_rate=0.01")
     path = run / "train" / "params.json"
     params = load_params(path)
-    assert (params["preset"], params["epoch"], params["lrn_rate"]) == ("norb_cnn", 1, 0.01)
-    assert (params["network"], params["schedule"], params["batch_size"]) == ("cnn_baseline", "one_cycle", 32)
+    assert (params["preset"], params["epoch"], params["lrn_rate"]) == ("norb_average", 1, 0.01)
+    assert (params["network"], params["schedule"], params["batch_size"]) == ("conv_capsules", "one_cycle", 32)
     run_script("train_val.py", f"--load_dir={run}", "--epoch=2")
     assert load_params(path) == {**params, "epoch": 2}
     assert resolve(f"--params_path={path} --seed=3") == [dataclasses.replace(RunConfig(**params), epoch=2, seed=3)]

@@ -13,11 +13,11 @@ import tensorflow as tf
 from tests.program_costs import KEPT, NETWORKS, SLOW, count, program_text, read_program
 
 TOLERANCE = 0.03
+MARKS = {"matrix_capsules": pytest.mark.campaign} | dict.fromkeys(SLOW, pytest.mark.slow)
+"""What XLA compiles long waits."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in NETWORKS])
 def test_a_training_step_costs_what_it_did(name):
     kept, found = json.loads(KEPT.read_text())[name], count(name)
     changed = [

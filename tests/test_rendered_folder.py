@@ -60,6 +60,7 @@ def test_it_opens_as_an_image_folder_whose_classes_are_the_toys(folder):
     assert (dataset.num_train, dataset.num_test, dataset.image_shape) == (4, 8, (16, 16, 1))
 
 
+@pytest.mark.campaign
 def test_a_second_run_does_nothing_and_other_parameters_are_refused(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     again = run(f"--output={folder}", *TINY)

@@ -12,7 +12,10 @@ def parts():
     return routing_pictures.make_parts()
 
 
-@pytest.mark.parametrize("name", routing_pictures.TRACES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "em" else pytest.mark.campaign) for name in routing_pictures.TRACES],
+)
 def test_a_routing_gives_parts_to_the_whole_that_they_agree_on(name, parts, tmp_path):
     steps = routing_pictures.TRACES[name](parts).steps
     owners = np.arange(routing_pictures.PARTS) * routing_pictures.WHOLES // routing_pictures.PARTS

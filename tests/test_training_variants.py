@@ -43,12 +43,11 @@ def test_two_workers_learn_what_one_process_does_and_only_the_chief_writes(stora
     assert not list(run.parent.glob(f"*_{names[1]}"))
 
 
-def test_test_py_tests_all_or_the_best_checkpoint(alone):
+def test_test_py_tests_the_best_checkpoint(alone):
     flags, run = alone
-    run_script("test.py", f"--load_dir={run}", "--ckpt_name=all")
-    assert {path.name for path in (run / "test").iterdir()} == {"step-8", "step-15"}
     start = "kept" if "--network=cnn_baseline" in flags else "new"
     assert "test accuracy" in run_script("test.py", f"--load_dir={run}", "--ckpt_name=best", start=start).stdout
+    assert len(list((run / "test").iterdir())) == 1
 
 
 def test_a_run_started_over_goes_the_same_way_again_and_leaves_nothing_of_the_first_time(alone):

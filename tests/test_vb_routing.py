@@ -156,6 +156,7 @@ def test_a_layer_is_the_restatement_on_every_receptive_field(layer, kernel, stri
             np.testing.assert_allclose(found[image].ravel(), reference.ravel(), rtol=2e-3, atol=2e-4)
 
 
+@in_campaign
 def test_a_layer_with_full_covariances_passes_the_suite_of_all_layers(tmp_path):
     options = {
         "iterations": 2,
