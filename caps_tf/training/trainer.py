@@ -156,9 +156,9 @@ class Trainer:
             self.checkpoints.step.assign_add(1)
             meter.add(result)
             if not self._is_compiled:
+                hand_on_programs()  # now: a run may be killed before it ends
                 log.say(f"compiled, first step taken: {format_duration(meter.start_counting())}")
                 self._is_compiled = True
-                hand_on_programs()  # now: a run may be killed before it ends
             if is_logged:
                 self._log_training(epoch, meter, log)
             # The last step of an epoch is saved after validation, so that a restart never skips a validation.
