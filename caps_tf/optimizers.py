@@ -23,8 +23,9 @@ class _ScheduledMomentum(keras.optimizers.Optimizer):
         self._momentum: float | Schedule = restore(value) if isinstance(value, dict) else value
 
     def _present_momentum(self) -> float | Tensor:
-        if self._present is not None:
-            return self._present
+        present = self._present
+        if present is not None:
+            return present
         return self._momentum(self.iterations) if callable(self._momentum) else self._momentum
 
     def _momentum_config(self) -> float | dict[str, Any]:

@@ -12,6 +12,8 @@ import os
 import platform
 import resource
 import shutil
+import stat
+import sys
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -30,85 +32,121 @@ AT_MOST = 128 * 2**20
 FREE = 2**30
 """Bytes of disk below which nothing is kept: TensorFlow would fail if its file did not fit."""
 ABANDONED = 24 * 3600
-"""Seconds after which the directory of a process that was killed is removed; TensorFlow makes it anew if it was not."""
+"""Seconds after which what a process that was killed left is removed; TensorFlow makes its directory anew if it was not."""
+FORGOTTEN = 60 * 24 * 3600
+"""Seconds after which the programs of another TensorFlow or kind of machine go."""
 
+_DIRECTORY_FLAG = "--tf_xla_persistent_cache_directory="
 _DIGEST = 16
+_NOT_KEPT = (OSError, RuntimeError, UserError)  # no home is a RuntimeError
 _own: Path | None = None
 
 
 def use_kept_programs() -> None:
     """Has TensorFlow take compiled programs from disk, and keep what it compiles; before XLA runs for the first time.
 
-    Sets TF_XLA_FLAGS, and leaves alone what already stands there. Does nothing where the disk is full or may not be
-    written, or where `CAPS_TF_KEEP_PROGRAMS` is 0: then every start compiles. Called again, it hands on what was
-    compiled meanwhile and takes what others did.
+    Sets TF_XLA_FLAGS, and leaves alone what already stands there. Does nothing with another backend, where the disk
+    is full, where the directory is not this user's alone, or where `CAPS_TF_KEEP_PROGRAMS` is 0: then every start
+    compiles. Called again, it hands on what was compiled meanwhile and takes what others did.
     """
     global _own
-    flags = os.environ.get("TF_XLA_FLAGS", "")
-    if os.environ.get(SWITCH) == "0" or (_own is None and "persistent_cache" in flags):
+    flags = _flags_of_others()
+    if os.environ.get(SWITCH) == "0" or os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow" or flags is None:
         return
-    with contextlib.suppress(OSError, UserError):
+    with contextlib.suppress(*_NOT_KEPT):
         if _own is None:
-            shared = _shared_directory()
-            shared.mkdir(parents=True, exist_ok=True)
-            if not _has_room(shared):
-                return
+            shared = _make_shared_directory()
             _remove_abandoned(shared)
-            _own = Path(tempfile.mkdtemp(prefix=f"{platform.node()}-{os.getpid()}-", dir=shared))
-            atexit.register(_leave, _own)
+            own = Path(tempfile.mkdtemp(prefix=f"{platform.node()}-{os.getpid()}-", dir=shared))
+            atexit.register(_leave, own, os.getpid())
+            _own = own
         hand_on_programs()
-        _link_whole_programs(_own.parent, _own)
-    if _own and str(_own) not in flags:
-        options = {"directory": _own, "device_types": "CPU"}
-        ours = [f"--tf_xla_persistent_cache_{name}={value}" for name, value in options.items()]
-        os.environ["TF_XLA_FLAGS"] = " ".join([flags, *ours]).strip()
+        _take_whole_programs(_own.parent, _own)
+    if _own:
+        ours = [f"{_DIRECTORY_FLAG}{_own}", "--tf_xla_persistent_cache_device_types=CPU"]
+        os.environ["TF_XLA_FLAGS"] = " ".join([*flags, *ours])
 
 
 def hand_on_programs() -> None:
     """Copies what this process has compiled to where the next one finds it. Where that fails, the next one compiles."""
     if _own is None:
         return
-    with contextlib.suppress(OSError, UserError):
+    with contextlib.suppress(*_NOT_KEPT):
         shared = _own.parent
         kept = {_program_name(path) for path in shared.glob("*.pb")}
         for path in _own.glob("*.pb"):
-            if path.name not in kept and path.stat().st_size <= LARGEST and _has_room(shared):
+            if path.name not in kept and path.stat().st_size <= LARGEST:
                 program = path.read_bytes()
                 write_atomically(shared / f"{path.stem}.{_digest(program)}.pb", program)
         _forget_oldest(shared)
 
 
-def _shared_directory() -> Path:
-    """Where programs are that this kind of machine can run: they hold instructions that not every CPU has."""
-    try:
-        [instructions, *_] = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line[:5] == "flags"]
-    except (OSError, ValueError):
-        instructions = platform.processor()
+def _flags_of_others() -> list[str] | None:
+    """What TF_XLA_FLAGS holds beside the flags of this module, which a process inherits; None where it is the user's
+    own cache, or the name of a file of flags."""
+    flags = os.environ.get("TF_XLA_FLAGS", "").split()
+    if any(flag.startswith(_DIRECTORY_FLAG) and _programs() in flag for flag in flags):
+        flags = [flag for flag in flags if "persistent_cache" not in flag]
+    return None if any("persistent_cache" in flag or not flag.startswith("-") for flag in flags) else flags
+
+
+def _programs() -> str:
+    """How the path begins of a directory with programs for one TensorFlow on one kind of machine."""
+    return f"{os.sep}programs{os.sep}tensorflow-"
+
+
+def _make_shared_directory() -> Path:
+    """Where programs are that this kind of machine can run: they hold instructions that not every CPU has.
+
+    Raises:
+        UserError: if nothing can be kept there.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind = repr((platform.machine(), instructions, cores, os.environ.get("XLA_FLAGS", "")))
+    kind = repr((platform.machine(), _instructions(), cores, os.environ.get("XLA_FLAGS", "")))
     try:
         tensorflow = version("tensorflow")
-    except PackageNotFoundError:  # a build of another name
-        tensorflow = "unknown"
-    return cache_directory() / "programs" / f"tensorflow-{tensorflow}-{_digest(kind.encode())}"
-
-
-def _has_room(directory: Path) -> bool:
+    except PackageNotFoundError as error:
+        raise UserError("a build of another name does not say which TensorFlow it is") from error
+    shared = Path(f"{cache_directory()}{_programs()}{tensorflow}-{_digest(kind.encode())}")
+    if len(str(shared).split()) > 1 or any(mark in str(shared) for mark in "'\"\\"):
+        raise UserError("TensorFlow would read such a path as several flags")
+    shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = shared.stat()
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:  # programs are run
+        raise UserError("others may write there")
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    return shutil.disk_usage(directory).free > FREE and (limit == resource.RLIM_INFINITY or limit > FREE)
+    if shutil.disk_usage(shared).free < FREE or (limit != resource.RLIM_INFINITY and limit < FREE):
+        raise UserError("there is not enough room")
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=shared) as file:  # quotas are not part of what is free
+            os.posix_fallocate(file.fileno(), 0, LARGEST)
+    os.utime(shared)
+    return shared
 
 
-def _link_whole_programs(shared: Path, own: Path) -> None:
-    """Links, which cost no space; a damaged program is removed."""
+def _instructions() -> str:
+    if sys.platform != "linux":
+        return platform.processor()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line for line in lines if line.startswith(("flags", "Features")))
+
+
+def _take_whole_programs(shared: Path, own: Path) -> None:
+    """Links programs, which costs no space, or copies them where there are no links; a damaged one is removed."""
     own.mkdir(exist_ok=True)
     for path in shared.glob("*.pb"):
-        link = own / _program_name(path)
-        if link.exists():
-            continue
-        if path.name.split(".")[-2] == _digest(path.read_bytes()):
-            os.link(path, link)
-        else:
-            path.unlink(missing_ok=True)
+        taken = own / _program_name(path)
+        with contextlib.suppress(OSError):
+            if taken.exists():
+                continue
+            program = path.read_bytes()
+            if path.name.split(".")[-2] != _digest(program):
+                path.unlink(missing_ok=True)
+                continue
+            try:
+                os.link(path, taken)
+            except OSError:
+                write_atomically(taken, program)
 
 
 def _forget_oldest(shared: Path) -> None:
@@ -121,14 +159,22 @@ def _forget_oldest(shared: Path) -> None:
 
 
 def _remove_abandoned(shared: Path) -> None:
+    now = time.time()
     for path in shared.iterdir():
-        if path.is_dir() and time.time() - path.stat().st_mtime > ABANDONED:
+        if now - path.stat().st_mtime > ABANDONED:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix == ".tmp":
+                path.unlink(missing_ok=True)
+    for path in shared.parent.iterdir():
+        if now - path.stat().st_mtime > FORGOTTEN:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _leave(own: Path) -> None:
-    hand_on_programs()
-    shutil.rmtree(own, ignore_errors=True)
+def _leave(own: Path, process: int) -> None:
+    if os.getpid() == process:  # not a fork of it
+        hand_on_programs()
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _program_name(path: Path) -> str:

@@ -36,7 +36,8 @@ def _tensors_of_every_backend_become_arrays():
 
 @pytest.fixture(scope="session", autouse=True)
 def _scripts_keep_what_they_compile_and_fetch_apart(tmp_path_factory):
-    os.environ.setdefault("CAPS_TF_CACHE", str(tmp_path_factory.getbasetemp().parent / "cache"))
+    base = tmp_path_factory.getbasetemp()  # of a worker, in that of the session
+    os.environ["CAPS_TF_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Compiled programs are kept for the next start, and one that is damaged, or a disk that is full, costs only time."""
 
+import errno
 import os
 import time
 from collections import namedtuple
@@ -8,11 +9,13 @@ import pytest
 
 from caps_tf import program_cache
 from caps_tf.program_cache import hand_on_programs, use_kept_programs
+from tests.killing import Run
 from tests.runs import assert_same_weights, train, weights
-from tests.small_norb import run_script
+from tests.small_norb import TINY, run_script
 
 NAME = "xla_compile_cache__1__2__XLA_CPU_JIT.pb"
-FLAG = "--tf_xla_persistent_cache_directory="
+PREFIX = "--tf_xla_persistent_cache_"
+FLAG = f"{PREFIX}directory="
 
 
 @pytest.fixture
@@ -20,9 +23,16 @@ def cache(tmp_path, monkeypatch):
     """An empty cache."""
     monkeypatch.setenv("CAPS_TF_CACHE", str(tmp_path))
     monkeypatch.delenv(program_cache.SWITCH, raising=False)
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_auto_jit=0")
     monkeypatch.setattr(program_cache, "_own", None)
     return tmp_path
+
+
+def start_anew(monkeypatch):
+    """As in a process that inherits all variables."""
+    monkeypatch.setattr(program_cache, "_own", None)
+    use_kept_programs()
 
 
 def own():
@@ -42,13 +52,12 @@ def test_what_one_process_compiles_the_next_one_finds_whole(cache, monkeypatch):
     hand_on_programs()
     hand_on_programs()
     assert len(kept(cache)) == 1
-    monkeypatch.setattr(program_cache, "_own", None)
-    monkeypatch.setenv("TF_XLA_FLAGS", "")
-    use_kept_programs()
+    start_anew(monkeypatch)
     assert own() != first and (own() / NAME).read_bytes() == b"a program"
     (own() / NAME.replace("1", "3")).write_bytes(b"another")
     use_kept_programs()  # for the next script in one process
-    assert os.environ["TF_XLA_FLAGS"].count(FLAG) == 1 and len(kept(cache)) == 2
+    assert len(kept(cache)) == 2
+    assert os.environ["TF_XLA_FLAGS"].split() == ["--tf_xla_auto_jit=0", f"{FLAG}{own()}", f"{PREFIX}device_types=CPU"]
 
 
 def test_a_damaged_program_is_removed_and_not_read(cache):
@@ -84,23 +93,47 @@ def test_directories_of_killed_processes_are_removed_after_a_day(cache, monkeypa
     for path in (abandoned, busy):
         path.mkdir()
     os.utime(abandoned, (time.time() - program_cache.ABANDONED - 1,) * 2)
-    monkeypatch.setattr(program_cache, "_own", None)
-    monkeypatch.setenv("TF_XLA_FLAGS", "")
-    use_kept_programs()
+    start_anew(monkeypatch)
     assert busy.is_dir() and not abandoned.exists()
 
 
-@pytest.mark.parametrize("reason", ["switched off", "the user's own directory", "a full disk", "a file in the way"])
+def test_programs_are_copied_where_there_are_no_links(cache, monkeypatch):
+    use_kept_programs()
+    (own() / NAME).write_bytes(b"a program")
+    hand_on_programs()
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError()))
+    start_anew(monkeypatch)
+    assert (own() / NAME).read_bytes() == b"a program"
+
+
+REASONS = ("off", "the user's own", "a file of flags", "full", "a quota", "a file in the way", "a space", "not mine")
+
+
+@pytest.mark.parametrize("reason", REASONS)
 def test_without_a_place_for_programs_every_start_compiles(cache, monkeypatch, reason):
-    if reason == "switched off":
+    def no_room(*_):
+        raise OSError(errno.EDQUOT, "")
+
+    if reason == "off":
         monkeypatch.setenv(program_cache.SWITCH, "0")
-    elif reason == "the user's own directory":
+    elif reason == "the user's own":
         monkeypatch.setenv("TF_XLA_FLAGS", f"{FLAG}{cache}")
-    elif reason == "a full disk":
+    elif reason == "a file of flags":
+        monkeypatch.setenv("TF_XLA_FLAGS", str(cache / "flags.txt"))
+    elif reason == "full":
         usage = namedtuple("usage", "free")(program_cache.FREE - 1)
         monkeypatch.setattr(program_cache.shutil, "disk_usage", lambda path: usage)
-    else:
+    elif reason == "a quota":
+        monkeypatch.setattr(os, "posix_fallocate", no_room)
+    elif reason == "a file in the way":
         (cache / "programs").write_text("")
+    elif reason == "a space":
+        monkeypatch.setenv("CAPS_TF_CACHE", str(cache / "My Drive"))
+    else:
+        use_kept_programs()
+        own().parent.chmod(0o777)
+        monkeypatch.setattr(program_cache, "_own", None)
+        monkeypatch.setenv("TF_XLA_FLAGS", "")
     before = os.environ["TF_XLA_FLAGS"]
     use_kept_programs()
     hand_on_programs()
@@ -128,8 +161,16 @@ def test_a_second_start_reads_what_the_first_one_compiled(tmp_path):
 
 
 @pytest.mark.campaign
-def test_a_run_whose_program_was_kept_learns_the_same_bit_for_bit(storage, tmp_path):
-    options = {"environment": {"CAPS_TF_CACHE": str(tmp_path)}}
-    first, second = (train(storage, name, "--epoch=1", "--jit_compile=on", **options) for name in ("first", "second"))
+def test_a_killed_run_leaves_its_program_and_learns_the_same_with_it_bit_for_bit(storage, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPS_TF_CACHE", str(tmp_path))
+    flags = (*TINY, "--epoch=1", "--jit_compile=on")
+    with Run(storage, "killed", *flags) as killed:
+        killed.start()
+        killed.kill_after_step(5)
+        assert len(kept(tmp_path)) == 1
+        killed.start()
+        killed.end()
     assert len(kept(tmp_path)) == 2  # of a training step and of validation, from either start
-    assert_same_weights(weights(second), weights(first))
+    monkeypatch.setenv(program_cache.SWITCH, "0")
+    whole = train(storage, "whole", *flags, start="new")
+    assert_same_weights(weights(killed.directory), weights(whole))

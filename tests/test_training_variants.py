@@ -12,8 +12,8 @@ from tests.clusters import Cluster
 from tests.runs import assert_learned_the_same, assert_same_weights, log_lines, train, weights
 from tests.small_norb import SMALL_DATA, TINY, expect_one_line, run_script
 
-SLOW = ("--epoch=1", "--lrn_rate=1e-5")
-"""At a rate at which rounding stays rounding instead of growing from step to step."""
+SLOW = ("--epoch=1", "--lrn_rate=1e-5", "--schedule=one_cycle")
+"""At a rate at which rounding stays rounding instead of growing from step to step; a momentum that follows a schedule."""
 CNN = ("--network=cnn_baseline", "--dropout=0")
 """Without dropout, whose masks depend on how many devices draw them."""
 
@@ -88,7 +88,7 @@ def test_the_novel_viewpoint_protocol_reports_familiar_and_novel_views(storage, 
 @pytest.mark.parametrize("flags", [CNN, ()], ids=["cnn", "capsules"])
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_trains_to_a_finite_loss(storage, precision, flags):
-    trained = train(storage, f"{precision}_{len(flags)}", "--epoch=1", f"--precision={precision}", *flags)
+    trained = train(storage, f"{precision}_{len(flags)}", *SLOW, f"--precision={precision}", *flags)
     assert all(np.isfinite(line["loss"]) for line in log_lines(trained, "train"))
 
 

@@ -124,6 +124,7 @@ class Trainer:
                         self._leave()
                     self._train_epoch(epoch, log)
                     figures = self._validate(epoch, log)
+                    hand_on_programs()
                     self.checkpoints.save()
                     log.flush()
             return figures
