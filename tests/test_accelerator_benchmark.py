@@ -143,6 +143,7 @@ def test_a_part_is_skipped_when_the_time_is_over_and_one_that_fails_is_a_line(tm
     assert (skipped["part"], skipped["skipped"]) == ("norb", OUT_OF_TIME)
 
 
+@in_campaign
 def test_a_row_that_fails_or_crashes_or_hangs_is_a_line_and_not_the_end(tmp_path):
     # One worker a precision: what a row's process does is in its command here.
     crash = "import sys, os; sys.stdin.readline(); os.abort()"

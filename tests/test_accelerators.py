@@ -187,6 +187,7 @@ def test_the_log_says_what_was_chosen_and_on_what(monkeypatch):
     assert devices.describe_devices(tf.distribute.get_strategy()) == "1 device, a GPU, 80.0 GB"
 
 
+@pytest.mark.campaign
 def test_batches_are_on_the_device_before_a_step_asks_for_them():
     program = """
 import numpy as np, tensorflow as tf

@@ -123,7 +123,8 @@ def test_a_preset_is_refused_beside_the_parameters_of_a_run(other):
 
 
 def test_a_run_keeps_the_presets_name_and_values_and_goes_on_with_them(storage):
-    run = start_training(*SMALL_DATA, f"--storage={storage}", "--preset=norb_average", "--epoch=1", "--lrn_rate=0.01")
+    few = ("--convolutions=4k5s4", "--epoch=1", "--lrn_rate=0.01")
+    run = start_training(*SMALL_DATA, f"--storage={storage}", "--preset=norb_average", *few)
     path = run / "train" / "params.json"
     params = load_params(path)
     assert (params["preset"], params["epoch"], params["lrn_rate"]) == ("norb_average", 1, 0.01)

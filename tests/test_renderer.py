@@ -225,6 +225,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     assert len(digests(tmp_path / "1")) == 7  # six files and rendering.json
 
 
+@pytest.mark.campaign
 def test_a_second_run_does_nothing_unless_told_to(tmp_path):
     flags = (f"--storage={tmp_path}", "--num_processes=1", *TINY)
     assert run("render_norb.py", *flags).returncode == 0
