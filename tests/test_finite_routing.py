@@ -26,7 +26,7 @@ iterations = st.integers(1, 5)
 # JAX compiles for each shape anew, which takes seconds.
 FEW = 3 if keras.config.backend() == "jax" else 4
 campaigns = pytest.mark.parametrize(
-    "examples", [pytest.param(FEW, id="few"), pytest.param(500, id="many", marks=pytest.mark.campaign)]
+    "examples", [pytest.param(FEW, id="few"), pytest.param(200, id="many", marks=pytest.mark.campaign)]
 )
 
 
