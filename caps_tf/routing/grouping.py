@@ -12,7 +12,7 @@ from caps_tf.tensors import Tensor
 CACHED_VOTES = {
     "em": 2**22,
     "vb": 2**22,
-    "heinsen": 2**22,
+    "heinsen": 2**23,
     "self": 2**22,
     "attention": 2**24,
     "dynamic": 2**24,
