@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from caps_tf.errors import UserError
-from caps_tf.files import write_atomically
+from caps_tf.files import check_space, write_atomically
 from caps_tf.weights.fetching import cache_directory
 
 SWITCH = "CAPS_TF_KEEP_PROGRAMS"
@@ -36,6 +36,8 @@ ABANDONED = 24 * 3600
 FORGOTTEN = 60 * 24 * 3600
 """Seconds after which the programs of another TensorFlow or kind of machine go."""
 
+_PROGRAMS = f"{os.sep}programs{os.sep}tensorflow-"
+"""In the path of a directory with programs: what its TensorFlow and kind of machine follow."""
 _DIRECTORY_FLAG = "--tf_xla_persistent_cache_directory="
 _DIGEST = 16
 _NOT_KEPT = (OSError, RuntimeError, UserError)  # no home is a RuntimeError
@@ -57,9 +59,8 @@ def use_kept_programs() -> None:
         if _own is None:
             shared = _make_shared_directory()
             _remove_abandoned(shared)
-            own = Path(tempfile.mkdtemp(prefix=f"{platform.node()}-{os.getpid()}-", dir=shared))
-            atexit.register(_leave, own, os.getpid())
-            _own = own
+            _own = Path(tempfile.mkdtemp(prefix=f"{platform.node()}-{os.getpid()}-", dir=shared))
+            atexit.register(_leave, _own, os.getpid())
         hand_on_programs()
         _take_whole_programs(_own.parent, _own)
     if _own:
@@ -85,14 +86,9 @@ def _flags_of_others() -> list[str] | None:
     """What TF_XLA_FLAGS holds beside the flags of this module, which a process inherits; None where it is the user's
     own cache, or the name of a file of flags."""
     flags = os.environ.get("TF_XLA_FLAGS", "").split()
-    if any(flag.startswith(_DIRECTORY_FLAG) and _programs() in flag for flag in flags):
+    if any(flag.startswith(_DIRECTORY_FLAG) and _PROGRAMS in flag for flag in flags):
         flags = [flag for flag in flags if "persistent_cache" not in flag]
     return None if any("persistent_cache" in flag or not flag.startswith("-") for flag in flags) else flags
-
-
-def _programs() -> str:
-    """How the path begins of a directory with programs for one TensorFlow on one kind of machine."""
-    return f"{os.sep}programs{os.sep}tensorflow-"
 
 
 def _make_shared_directory() -> Path:
@@ -107,7 +103,7 @@ def _make_shared_directory() -> Path:
         tensorflow = version("tensorflow")
     except PackageNotFoundError as error:
         raise UserError("a build of another name does not say which TensorFlow it is") from error
-    shared = Path(f"{cache_directory()}{_programs()}{tensorflow}-{_digest(kind.encode())}")
+    shared = Path(f"{cache_directory()}{_PROGRAMS}{tensorflow}-{_digest(kind.encode())}")
     if len(str(shared).split()) > 1 or any(mark in str(shared) for mark in "'\"\\"):
         raise UserError("TensorFlow would read such a path as several flags")
     shared.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,8 +111,9 @@ def _make_shared_directory() -> Path:
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:  # programs are run
         raise UserError("others may write there")
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if shutil.disk_usage(shared).free < FREE or (limit != resource.RLIM_INFINITY and limit < FREE):
-        raise UserError("there is not enough room")
+    if limit != resource.RLIM_INFINITY and limit < FREE:
+        raise UserError("files may not be large enough")
+    check_space(shared, FREE)
     if hasattr(os, "posix_fallocate"):
         with tempfile.TemporaryFile(dir=shared) as file:  # quotas are not part of what is free
             os.posix_fallocate(file.fileno(), 0, LARGEST)

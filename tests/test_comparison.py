@@ -238,6 +238,7 @@ def test_test_py_compares_what_it_tested(trained, tmp_path):
             path.unlink()
     run_script("test.py", f"--load_dir={run}", "--ckpt_name=all", "--batch_size=37")
     tests = [run / "test" / name for name in ("step-12", "step-15")]
+    assert sorted((run / "test").iterdir()) == tests
     given = f"--compare={tests[0]},{tests[1]}"
     process = run_script("test.py", given)
     page = Page((run / "test" / "compare.html").read_text())
